@@ -1,0 +1,36 @@
+"""How every command of this project ends: results on stdout, one line on stderr when it cannot.
+
+Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted. Knows no command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+
+
+def run_command(name: str, main: Callable[[], int | None]) -> int:
+    """Run ``main`` and turn its failures into one line and an exit status.
+
+    ``ValueError`` is wrong input: status 2. ``KeyboardInterrupt`` that ``main`` did not handle:
+    130. Anything else is a defect of this project and keeps its traceback.
+    """
+
+    def one_line(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"{name}: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = one_line  # type: ignore[assignment]
+    try:
+        return main() or 0
+    except ValueError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader went away (a pager, head): stop quietly, also at interpreter shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,123 @@
+"""Whole-file reading and writing: one sentence per failure, nothing half-written.
+
+Owns strict decoding of JSON into frozen dataclasses and the write-then-rename rule. Knows nothing
+of what the files mean. Every failure is a ``ValueError`` whose text names the file, the value, the
+constraint and the remedy; ``sglang_dspark.cli`` turns it into one line and exit status 2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import types
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def os_problem(action: str, path: str | Path, error: OSError) -> ValueError:
+    """The sentence for a file the operating system refuses to open, read or write."""
+    reason = error.strerror or str(error)
+    return ValueError(f"{path}: cannot {action}: {reason}; check the path, its rights and the disk")
+
+
+def read_text(path: str | Path) -> str:
+    """The file's text. ``ValueError`` when it is missing, unreadable or not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise os_problem("read", path, error) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The file's JSON value, NaN and Infinity refused."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{path}: {constant} is not a JSON number; give a finite value")
+
+    try:
+        return json.loads(read_text(path), parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); mend it"
+        ) from None
+
+
+def read_record(path: str | Path, kind: type[T]) -> T:
+    """The frozen dataclass ``kind`` decoded from a JSON file; unknown keys and wrong types fail."""
+    return decode_record(read_json(path), kind, where=str(path))
+
+
+def decode_record(value: Any, kind: type[T], *, where: str) -> T:
+    """Decode parsed JSON into the dataclass ``kind``; errors begin with ``where``."""
+    _refuse_unknown_keys(value, kind, where)
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _refuse_unknown_keys(value: Any, kind: Any, where: str) -> None:
+    """msgspec drops unknown keys of dataclasses silently; here they are errors, at any depth."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kinds = [k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)]
+        kind = kinds[0] if len(kinds) == 1 else None
+    if not (dataclasses.is_dataclass(kind) and isinstance(value, dict)):
+        return
+    hints = typing.get_type_hints(kind)
+    for key, inner in value.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+        _refuse_unknown_keys(inner, hints[key], f"{where}: {key}")
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that appears under ``path`` only when the block ends well.
+
+    Written beside its goal under a temporary name, flushed to disk, then renamed: a crash, an
+    exception or a full disk leaves whatever stood there before.
+    """
+    goal = Path(path)
+    temporary = goal.with_name(f"{goal.name}.tmp-{os.getpid()}")
+    try:
+        encoding = None if "b" in mode else "utf-8"
+        with open(temporary, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, goal)
+    except OSError as error:
+        raise os_problem("write", goal, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a dataclass or plain value as indented JSON, keys in declared order."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made with its parents when missing."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise os_problem("make the folder", path, error) from None
+    return Path(path)
