@@ -1,0 +1,54 @@
+"""``compiled``: numba's njit with a disk cache that notices changes in called functions.
+
+numba stamps a cached function with its own source file only, so a kernel would keep running the
+old code of a callee in another file after an upgrade. Here the cache folder is named by a digest
+of every source file of the function's package and of this one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@functools.cache
+def _cache_folder(package: str) -> str | None:
+    """A writable folder for this state of the sources; None where nothing can be written."""
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
+    roots = {Path(__file__).parent}
+    if package != "sglang_dspark":
+        roots.add(Path(str(sys.modules[package].__file__)).parent)
+    for root in sorted(roots):
+        for source in sorted(root.rglob("*.py")):
+            digest.update(source.read_bytes())
+    base = os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "sglang-dspark"
+    folder = Path(base) / f"{package}-{digest.hexdigest()[:16]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except OSError:
+        return None
+
+
+def compiled(function: F) -> F:
+    """Compile on first call, float semantics strict (same inputs, same bytes), cached on disk."""
+    folder = _cache_folder(function.__module__.partition(".")[0])
+    if folder is None:
+        return numba.njit(function)  # type: ignore[no-any-return]
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = folder
+    try:
+        return numba.njit(cache=True)(function)  # type: ignore[no-any-return]
+    finally:
+        numba.config.CACHE_DIR = before

@@ -1,0 +1,184 @@
+"""The budget policies as data: small frozen parameter sets, and the file they travel in.
+
+What each decides is ``sglang_dspark.core.decide``; this module only names, checks, reads and
+writes. A policy file loads unchanged in the server's plugin and in the simulator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.files import decode_record, read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSpeculation:
+    """Plain decoding: one token per request and step, no drafter."""
+
+    name: ClassVar[str] = "none"
+    code: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedLength:
+    """Verify the first ``length`` draft tokens of every request, at every load."""
+
+    name: ClassVar[str] = "fixed"
+    code: ClassVar[int] = 1
+    length: int | None = None
+    """Draft tokens to verify; None verifies all gamma of them."""
+
+    def __post_init__(self) -> None:
+        if self.length is not None and not 0 <= self.length <= 64:
+            raise ValueError(f"length {self.length} must be 0 to 64; leave it out to verify all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceThreshold:
+    """Verify up to the first confidence below ``threshold`` (paper 4.3.3)."""
+
+    name: ClassVar[str] = "threshold"
+    code: ClassVar[int] = 2
+    threshold: float = 0.6
+    """In 0..1: 0 verifies everything, 1 next to nothing."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
+            raise ValueError(f"threshold {self.threshold} must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """Algorithm 1: admit by descending current survival, stop at the first token without gain."""
+
+    name: ClassVar[str] = "early_stop"
+    code: ClassVar[int] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalBudget:
+    """Section 5.2: the budget from stale survival by global argmax, its slots by current survival."""
+
+    name: ClassVar[str] = "global"
+    code: ClassVar[int] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGLangPlanner:
+    """What SGLang's built-in planner decides from the table a profiler would give it."""
+
+    name: ClassVar[str] = "sglang"
+    code: ClassVar[int] = 5
+    table: str = "sps"
+    """``sps`` (floor lookup), ``additive`` (linear, clamped), or ``flat`` (none: verify all)."""
+
+    def __post_init__(self) -> None:
+        if self.table not in ("sps", "additive", "flat"):
+            raise ValueError(f"table {self.table!r} must be sps, additive or flat")
+
+
+Policy: TypeAlias = (
+    NoSpeculation | FixedLength | ConfidenceThreshold | EarlyStop | GlobalBudget | SGLangPlanner
+)
+
+POLICIES: dict[str, type[Policy]] = {
+    kind.name: kind
+    for kind in (
+        NoSpeculation,
+        FixedLength,
+        ConfidenceThreshold,
+        EarlyStop,
+        GlobalBudget,
+        SGLangPlanner,
+    )
+}
+
+_MAIN_PARAMETER = {"fixed": "length", "threshold": "threshold", "sglang": "table"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFile:
+    """A policy to deploy, with the calibration it was tuned for."""
+
+    policy: Policy
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    note: str = ""
+    """Where it came from: the command, the trace and the cost model it was tuned on."""
+
+
+def policy_label(policy: Policy) -> str:
+    """The policy as ``--policy`` takes it: ``fixed``, ``fixed:3``, ``threshold:0.6``."""
+    key = _MAIN_PARAMETER.get(policy.name)
+    value = getattr(policy, key) if key else None
+    if key is None or value is None or (policy.name == "sglang" and value == "sps"):
+        return policy.name
+    return f"{policy.name}:{value}"
+
+
+def _policy_of_name(name: str, known_as: str) -> type[Policy]:
+    if name not in POLICIES:
+        near = difflib.get_close_matches(name, POLICIES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{known_as}: no policy {name!r}; {hint}there are {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+def parse_policy(text: str) -> PolicyFile:
+    """A policy from a shipped name with an optional parameter, or from a ``policy.json``.
+
+    ``global``, ``fixed:3``, ``threshold:0.7``, ``sglang:additive``, or a path ending in ``.json``.
+    """
+    if text.endswith(".json") or "/" in text:
+        return load_policy(text)
+    name, colon, value = text.partition(":")
+    kind = _policy_of_name(name, "--policy")
+    if not colon:
+        return PolicyFile(policy=kind())
+    key = _MAIN_PARAMETER.get(name)
+    if key is None:
+        raise ValueError(f"--policy {text}: {name} takes no parameter; write just {name}")
+    try:
+        parameter: Any = {"fixed": int, "threshold": float, "sglang": str}[name](value)
+        return PolicyFile(policy=kind(**{key: parameter}))
+    except ValueError as error:
+        raise ValueError(f"--policy {text}: {key}: {error}") from None
+
+
+def load_policy(path: str | Path) -> PolicyFile:
+    """Read ``{"schema_version": 1, "policy": NAME, "parameters": {...}, "calibration": {...}}``."""
+    value = read_json(path)
+    if not isinstance(value, dict) or not isinstance(value.get("policy"), str):
+        raise ValueError(f"{path}: a policy file is an object with the key 'policy'")
+    if value.get("schema_version") != 1:
+        raise ValueError(
+            f"{path}: schema_version {value.get('schema_version')!r} is unknown; this release reads 1"
+        )
+    unknown = set(value) - {"schema_version", "policy", "parameters", "calibration", "note"}
+    if unknown:
+        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}; remove it")
+    kind = _policy_of_name(value["policy"], str(path))
+    policy = decode_record(value.get("parameters", {}), kind, where=f"{path}: parameters")
+    calibration = decode_record(
+        value.get("calibration") or {}, Calibration, where=f"{path}: calibration"
+    )
+    return PolicyFile(policy=policy, calibration=calibration, note=str(value.get("note", "")))
+
+
+def save_policy(path: str | Path, file: PolicyFile) -> None:
+    """Write what ``load_policy`` reads."""
+    write_json(
+        path,
+        {
+            "schema_version": 1,
+            "policy": file.policy.name,
+            "parameters": dataclasses.asdict(file.policy),
+            "calibration": dataclasses.asdict(file.calibration),
+            "note": file.note,
+        },
+    )

@@ -1,0 +1,109 @@
+"""The two nouns that the server's clock and the simulator's clock share.
+
+``BatchState`` is what a budget policy may see before a step; ``VerifyPlan`` is what it answers.
+The oracle boundary runs here: no field of ``BatchState`` tells the true acceptance or the true
+output length. Knows no policy and no clock.
+
+Symbols: R requests in the step, K draft positions (gamma), M tokens the target computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+def _no_ints() -> Ints:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchState:
+    """One decode step as a policy sees it, before verification.
+
+    Row r of every array is the same request. Raises ``ValueError`` on shapes that disagree and on
+    NaN in ``logits``; NaN rows in ``stale_logits`` mean "no confidences that old exist yet".
+    """
+
+    logits: Floats
+    """[R, K] raw confidence logits of the tokens drafted for this step; -inf: none drafted."""
+    stale_logits: Floats
+    """[R, K] raw confidence logits of an earlier step; a NaN row where there are none yet."""
+    stale_age: Ints
+    """[R] how many steps old the row of ``stale_logits`` is; 0 where the row is NaN."""
+    context_tokens: Ints
+    """[R] tokens in the KV cache before the step."""
+    slo_class: Ints = field(default_factory=_no_ints)
+    """[R] index of the request's SLO class, -1 for none; empty when the caller has no classes."""
+    slo_slack_s: Floats = field(default_factory=lambda: np.empty(0))
+    """[R] seconds until the request misses its SLO, +inf for none; empty like ``slo_class``."""
+    priority: Ints = field(default_factory=_no_ints)
+    """[R] larger is more urgent; empty when all are equal."""
+    arrival_s: Floats = field(default_factory=lambda: np.empty(0))
+    """[R] arrival on the engine's clock; empty when unknown."""
+    waiting_prefill_tokens: int = 0
+    """Prompt tokens of queued requests that still have to be prefilled."""
+    graph_tiers: Ints = field(default_factory=_no_ints)
+    """Token counts for which a CUDA graph was captured, increasing; empty without graphs."""
+    kv_room_tokens: int = 2**62
+    """KV tokens that this step may allocate at most."""
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 2:
+            raise ValueError(f"logits have shape {self.logits.shape}; give [requests, positions]")
+        requests = self.logits.shape[0]
+        if self.stale_logits.shape != self.logits.shape:
+            raise ValueError(
+                f"stale_logits have shape {self.stale_logits.shape}, logits {self.logits.shape}; "
+                "give the same shape, with NaN rows where there is no history"
+            )
+        for name in ("stale_age", "context_tokens"):
+            if getattr(self, name).shape != (requests,):
+                raise ValueError(f"{name} must have one entry for each of {requests} requests")
+        for name in ("slo_class", "slo_slack_s", "priority", "arrival_s"):
+            if getattr(self, name).shape not in ((requests,), (0,)):
+                raise ValueError(f"{name} must be empty or have {requests} entries")
+        if np.isnan(self.logits).any():
+            row = int(np.isnan(self.logits).any(axis=1).argmax())
+            raise ValueError(f"logits of request {row} are NaN; verify everything this step instead")
+
+    @property
+    def requests(self) -> int:
+        """R."""
+        return int(self.logits.shape[0])
+
+    @property
+    def gamma(self) -> int:
+        """K, the number of drafted positions."""
+        return int(self.logits.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VerifyPlan:
+    """What the target computes this step: 1 + ``lengths[r]`` tokens for request r."""
+
+    lengths: Ints
+    """[R] draft tokens to verify, each in 0..K."""
+    draft_next: Bools
+    """[R] whether to draft for the request's next step."""
+    predicted_step_s: float
+    """Seconds the policy's cost model expects for the step."""
+    expected_tokens: float
+    """Tokens the policy expects the step to commit, bonus tokens included."""
+    stop_reason: str
+    """Why the plan verifies no more: one of ``STOP_REASONS``."""
+
+    @property
+    def step_tokens(self) -> int:
+        """M: tokens the target computes, before padding to a graph tier."""
+        return int(self.lengths.size + self.lengths.sum())
+
+
+STOP_REASONS = ("no-draft", "fixed", "threshold", "no-gain", "exhausted", "kv-room")
+"""Indexed by the code that ``sglang_dspark.core.decide`` returns."""

@@ -1,0 +1,139 @@
+"""The replica's clock, compiled: admit -> plan -> step -> record, up to the next outside event.
+
+``advance`` runs whole engine steps that start before ``until_s`` and hands control back to SimPy.
+It is a pure function of the replica's memory and the tables; ``simulator.reference`` is the same
+law in plain Python.
+"""
+
+from __future__ import annotations
+
+from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.cost_tables import CostTables
+from sglang_dspark.core.decide import PolicyTables, Workspace
+from sglang_dspark.core.state import Floats
+from simulator.acceptance import AcceptanceTables
+from simulator.decode import commit, draft, make_room, plan_and_time
+from simulator.layout import DECODE_STEP, MIXED_STEP, PREFILL_STEP, Engine, Memory
+from simulator.prefill import finish_prefill_step, form_prefill_batch, prefill_step_seconds
+
+IDLE, REACHED, LOG_FULL, FINISHED = range(4)
+"""Why ``advance`` returned: nothing to do, the horizon, a full step log, a request finished."""
+
+
+@compiled
+def _context_tokens(memory: Memory) -> int:
+    total = 0
+    for i in range(memory.state[0].running):
+        total += memory.requests[memory.running[i]].kv_len
+    return total
+
+
+@compiled
+def _record(
+    memory: Memory,
+    engine: Engine,
+    kind: int,
+    requests: int,
+    start_s: float,
+    predicted_s: float,
+    expected: float,
+    reason: int,
+    computed: int,
+    verify: int,
+    committed: int,
+    prefill: int,
+    context: int,
+) -> None:
+    state = memory.state[0]
+    state.busy_s += state.now_s - start_s
+    state.steps += 1
+    state.computed_tokens += computed
+    state.most_tokens = max(state.most_tokens, computed)
+    state.most_requests = max(state.most_requests, requests)
+    if memory.steps.size == 0:
+        return
+    step = memory.steps[state.logged]
+    step.start_s = start_s
+    step.duration_s = state.now_s - start_s
+    step.predicted_s = predicted_s
+    step.expected_tokens = expected
+    step.kind = kind
+    step.stop_reason = reason
+    step.requests = requests
+    step.computed_tokens = computed
+    step.verify_tokens = verify
+    step.committed_tokens = committed
+    step.prefill_tokens = prefill
+    step.queued = state.queued
+    step.context_tokens = context
+    step.kv_free_tokens = state.free_pages * engine.page_tokens
+    state.logged += 1
+
+
+@compiled
+def advance(
+    memory: Memory,
+    engine: Engine,
+    truth: CostTables,
+    belief: CostTables,
+    acceptance: AcceptanceTables,
+    policy: PolicyTables,
+    inverse_temperature: Floats,
+    bias: Floats,
+    work: Workspace,
+    until_s: float,
+) -> int:
+    """Run the steps that start before ``until_s``; return one of the codes above.
+
+    ``truth`` prices the steps, ``belief`` is the cost model the policy was given: they differ when
+    a stale or wrong model is studied.
+    """
+    state = memory.state[0]
+    speculative = policy.code != 0
+    step_tokens = acceptance.gamma + 1 if speculative else 1
+    while True:
+        if state.now_s >= until_s:
+            return REACHED
+        if memory.steps.size > 0 and state.logged == memory.steps.size:
+            return LOG_FULL
+        start_s = state.now_s
+        admitted = form_prefill_batch(memory, engine)
+        finished = 0
+        if admitted > 0:
+            if engine.mixed_chunk:
+                make_room(memory, engine, 1)
+            riding = state.running if engine.mixed_chunk else 0
+            context = _context_tokens(memory)
+            state.now_s += prefill_step_seconds(memory, engine, truth, admitted, context)
+            new = 0
+            for i in range(admitted):
+                new += memory.batch_tokens[i]
+            committed = state.committed_tokens
+            if riding > 0:
+                _, finished = commit(memory, engine, work, False)
+            finished += finish_prefill_step(memory, engine, admitted)
+            committed = state.committed_tokens - committed
+            kind = MIXED_STEP if riding > 0 else PREFILL_STEP
+            _record(
+                memory, engine, kind, admitted + riding, start_s, state.now_s - start_s,
+                float(committed), 0, new + riding, 0, committed, new, context,
+            )  # fmt: skip
+        elif state.running > 0:
+            make_room(memory, engine, step_tokens)
+            if speculative:
+                draft(memory, engine, acceptance, inverse_temperature, bias)
+            requests = state.running
+            context = _context_tokens(memory)
+            tokens, step_s, predicted_s, expected, reason = plan_and_time(
+                memory, engine, truth, belief, policy, work, context
+            )
+            state.now_s += step_s
+            committed, finished = commit(memory, engine, work, speculative)
+            _record(
+                memory, engine, DECODE_STEP, requests, start_s, predicted_s, expected, reason,
+                tokens, tokens - requests, committed, 0, context,
+            )  # fmt: skip
+        else:
+            return IDLE
+        if finished > 0 and engine.stop_on_finish:
+            return FINISHED

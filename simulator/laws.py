@@ -1,0 +1,46 @@
+"""The conservation laws of a replica, checked against its memory (``--check`` and the tests).
+
+Slow and plain on purpose: everything is counted again from the records.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.kv_cache import block_pages, private_pages
+from simulator.layout import PREFILLING, RUNNING, Engine, Memory
+
+
+def check_memory(memory: Memory, engine: Engine) -> None:
+    """Raise ``AssertionError`` with both sides when pages, locks or the batch do not add up."""
+    state = memory.state[0]
+    running = memory.running[: state["running"]].tolist()
+    holders = running + ([int(state["chunked"])] if state["chunked"] >= 0 else [])
+    private = sum(int(private_pages(memory, engine, r)) for r in holders)
+    shared = int(state["resident_blocks"]) * (block_pages(engine) if engine.block_tokens else 0)
+    free = int(state["free_pages"])
+    assert free >= 0, f"{free} free KV pages"
+    assert free + private + shared == engine.pool_pages, (
+        f"KV pages: free {free} + private {private} + shared {shared} != {engine.pool_pages}"
+    )
+    resident = memory.blocks["resident"] == 1
+    assert int(resident.sum()) == state["resident_blocks"], "resident blocks miscounted"
+    idle = int((resident & (memory.blocks["locks"] == 0)).sum())
+    assert idle == state["evictable_blocks"], (
+        f"{idle} unlocked resident blocks, {state['evictable_blocks']} in the LRU list"
+    )
+    locks = np.zeros(memory.blocks.size, np.int64)
+    for r in holders:
+        start = memory.prefix_offsets[r]
+        held = memory.prefix_blocks[start : start + memory.requests["locked_blocks"][r]]
+        np.add.at(locks, held, 1)
+    assert np.array_equal(locks, memory.blocks["locks"]), "block locks differ from their holders"
+    assert len(set(running)) == len(running), "a request runs twice"
+    for r in running:
+        assert memory.requests["status"][r] == RUNNING, f"request {r} runs without being RUNNING"
+        held = memory.requests["prompt_tokens"][r] + memory.requests["generated"][r] - 1
+        assert memory.requests["kv_len"][r] == held, (
+            f"request {r}: {memory.requests['kv_len'][r]} KV tokens for {held} known tokens"
+        )
+    if state["chunked"] >= 0:
+        assert memory.requests["status"][state["chunked"]] == PREFILLING, "chunked is not prefilling"

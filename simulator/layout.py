@@ -1,0 +1,214 @@
+"""The simulated replica's memory: one record per request, per cached block, per step, one state.
+
+Structured arrays, because the compiled kernel and the plain-Python host read the same bytes and a
+run's output is these arrays. Owns no behaviour. All times in seconds, all lengths in tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Records = npt.NDArray[np.void]
+
+WAITING, PREFILLING, RUNNING, COMPLETED, TRUNCATED, REJECTED = range(6)
+STATUS_NAMES = ("waiting", "prefilling", "running", "completed", "truncated", "rejected")
+"""A truncated request ended early because prompt and output exceed the KV memory."""
+
+PREFILL_STEP, DECODE_STEP, MIXED_STEP = range(3)
+STEP_NAMES = ("prefill", "decode", "mixed")
+
+_REQUEST_FIELDS: list[tuple[str, Any]] = [
+    ("arrival_s", np.float64),
+    ("first_token_s", np.float64),
+    ("finish_s", np.float64),
+    ("last_emit_s", np.float64),
+    ("longest_itl_s", np.float64),
+    ("difficulty", np.float64),
+    ("step_state", np.float64),
+    ("prompt_tokens", np.int64),
+    ("output_limit", np.int64),
+    ("generated", np.int64),
+    ("kv_len", np.int64),
+    ("prefill_end", np.int64),
+    ("cached_tokens", np.int64),
+    ("rounds", np.int64),
+    ("history", np.int64),
+    ("verified", np.int64),
+    ("accepted", np.int64),
+    ("locked_blocks", np.int64),
+    ("slot", np.int32),
+    ("domain", np.int32),
+    ("retractions", np.int32),
+    ("status", np.int8),
+]
+REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
+"""``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
+prefill before (again) decoding; ``history`` decode rounds since admission; ``verified`` draft
+tokens computed by the target and ``accepted`` of them committed."""
+
+STATE = np.dtype(
+    [
+        ("now_s", np.float64),
+        ("busy_s", np.float64),
+        ("last_decode_s", np.float64),
+        ("new_token_ratio", np.float64),
+        ("free_pages", np.int64),
+        ("resident_blocks", np.int64),
+        ("evictable_blocks", np.int64),
+        ("lru_head", np.int64),
+        ("lru_tail", np.int64),
+        ("queue_head", np.int64),
+        ("queued", np.int64),
+        ("running", np.int64),
+        ("chunked", np.int64),
+        ("batch_full", np.int64),
+        ("done", np.int64),
+        ("logged", np.int64),
+        ("steps", np.int64),
+        ("decode_steps", np.int64),
+        ("request_steps", np.int64),
+        ("computed_tokens", np.int64),
+        ("committed_tokens", np.int64),
+        ("prefill_tokens", np.int64),
+        ("cached_tokens", np.int64),
+        ("retractions", np.int64),
+        ("most_tokens", np.int64),
+        ("most_requests", np.int64),
+    ],
+    align=True,
+)
+"""``chunked`` is the request whose prefill continues, -1 for none."""
+
+BLOCK = np.dtype(
+    [("resident", np.int8), ("locks", np.int32), ("before", np.int64), ("after", np.int64)],
+    align=True,
+)
+"""A prefix block: whether its KV is in memory, who holds it, its neighbours in LRU order."""
+
+STEP = np.dtype(
+    [
+        ("start_s", np.float64),
+        ("duration_s", np.float64),
+        ("predicted_s", np.float64),
+        ("expected_tokens", np.float64),
+        ("kind", np.int8),
+        ("stop_reason", np.int8),
+        ("requests", np.int32),
+        ("computed_tokens", np.int32),
+        ("verify_tokens", np.int32),
+        ("committed_tokens", np.int32),
+        ("prefill_tokens", np.int32),
+        ("queued", np.int32),
+        ("context_tokens", np.int64),
+        ("kv_free_tokens", np.int64),
+    ],
+    align=True,
+)
+"""One engine step. ``computed_tokens`` is M, ``verify_tokens`` the draft tokens among them."""
+
+ITL_BINS = 2048
+ITL_FIRST_S = 1e-5
+ITL_BINS_PER_E = 100.0
+"""Inter-token latencies are counted in bins 1 % wide, from 10 microseconds to about two hours."""
+
+
+class Engine(NamedTuple):
+    """The engine settings as compiled code reads them; see ``simulator.config.EngineConfig``."""
+
+    max_running: int
+    chunk_tokens: int
+    max_prefill_tokens: int
+    mixed_chunk: bool
+    page_tokens: int
+    pool_pages: int
+    block_tokens: int
+    lag_steps: int
+    first_new_token_ratio: float
+    least_new_token_ratio: float
+    new_token_ratio_decay: float
+    admission_new_tokens: int
+    stop_on_finish: bool
+    seed: int
+
+
+class Memory(NamedTuple):
+    """Everything a replica's kernel reads and writes. One replica owns one ``Memory``."""
+
+    state: Records
+    """[1] STATE."""
+    requests: Records
+    """[N] REQUEST; replicas of one fleet share this array, each touching its own rows."""
+    queue: npt.NDArray[np.int64]
+    """[N + 1] ring buffer of waiting request numbers."""
+    running: npt.NDArray[np.int64]
+    """[max_running] request numbers in batch order."""
+    free_slots: npt.NDArray[np.int32]
+    """[max_running] stack of unused rows of ``ring``; the top is ``max_running - running``."""
+    ring: npt.NDArray[np.float64]
+    """[max_running, lag + 1, K] survivals of the last rounds of each running request."""
+    prefix_offsets: npt.NDArray[np.int64]
+    """[N + 1] slices of ``prefix_blocks``, one per request."""
+    prefix_blocks: npt.NDArray[np.int64]
+    """Block numbers of all prompts, in order."""
+    blocks: Records
+    """[n_blocks] BLOCK."""
+    steps: Records
+    """[capacity] STEP, a buffer that the host empties when it is full; capacity 0 logs nothing."""
+    itl_counts: npt.NDArray[np.int64]
+    """[ITL_BINS] emitted bursts by inter-token latency."""
+    length_counts: npt.NDArray[np.int64]
+    """[2, K + 1] rounds by verified length, and by accepted length within it."""
+    survival: npt.NDArray[np.float64]
+    """[max_running, K] scratch: current survivals."""
+    stale: npt.NDArray[np.float64]
+    """[max_running, K] scratch: stale survivals."""
+    logits: npt.NDArray[np.float64]
+    """[K] scratch."""
+    outcome: npt.NDArray[np.int64]
+    """[max_running] scratch: draft tokens the target would accept, unknown to the policy."""
+    batch: npt.NDArray[np.int64]
+    """[max_running + 1] scratch: requests of the prefill batch."""
+    batch_tokens: npt.NDArray[np.int64]
+    """[max_running + 1] scratch: tokens each of them prefills in this step."""
+
+
+def make_memory(
+    *,
+    requests: Records,
+    prefix_offsets: npt.NDArray[np.int64],
+    prefix_blocks: npt.NDArray[np.int64],
+    n_blocks: int,
+    engine: Engine,
+    gamma: int,
+    step_capacity: int,
+) -> Memory:
+    """An empty replica."""
+    state = np.zeros(1, STATE)
+    state["free_pages"] = engine.pool_pages
+    state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
+    state["new_token_ratio"] = engine.first_new_token_ratio
+    state["last_decode_s"] = -1.0
+    running = engine.max_running
+    return Memory(
+        state=state,
+        requests=requests,
+        queue=np.zeros(requests.size + 1, np.int64),
+        running=np.zeros(running, np.int64),
+        free_slots=np.arange(running, dtype=np.int32)[::-1].copy(),
+        ring=np.zeros((running, engine.lag_steps + 1, gamma)),
+        prefix_offsets=prefix_offsets,
+        prefix_blocks=prefix_blocks,
+        blocks=np.zeros(max(n_blocks, 1), BLOCK),
+        steps=np.zeros(step_capacity, STEP),
+        itl_counts=np.zeros(ITL_BINS, np.int64),
+        length_counts=np.zeros((2, gamma + 1), np.int64),
+        survival=np.zeros((running, gamma)),
+        stale=np.zeros((running, gamma)),
+        logits=np.zeros(gamma),
+        outcome=np.zeros(running, np.int64),
+        batch=np.zeros(running + 1, np.int64),
+        batch_tokens=np.zeros(running + 1, np.int64),
+    )

@@ -1,0 +1,134 @@
+"""From a finished simulation to numbers: the formulas of ``docs/metrics.md``, nothing else.
+
+Latencies are over completed and truncated requests; attainment is over all requests sent, so that
+a rejected or unfinished one counts against it. Knows no files.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from simulator.fleet import Outcome
+from simulator.latency import itl_percentile_s
+from simulator.layout import COMPLETED, REJECTED, Records
+from simulator.slo import Slo, bounds_s
+
+Floats = npt.NDArray[np.float64]
+PERCENTILES = (50, 90, 99)
+_BATCHES = 20
+
+
+def request_times(requests: Records) -> dict[str, Floats]:
+    """Per request, seconds, NaN where unfinished: TTFT, TPOT and end-to-end latency.
+
+    TTFT = first_token - arrival; e2e = finish - arrival; TPOT = (finish - first_token) /
+    (output tokens - 1), NaN for a single token.
+    """
+    finished = requests["status"] == COMPLETED
+    ttft = np.where(finished, requests["first_token_s"] - requests["arrival_s"], np.nan)
+    e2e = np.where(finished, requests["finish_s"] - requests["arrival_s"], np.nan)
+    several = finished & (requests["generated"] > 1)
+    tpot = np.full(requests.size, np.nan)
+    span = requests["finish_s"][several] - requests["first_token_s"][several]
+    tpot[several] = span / (requests["generated"][several] - 1)
+    return {"ttft": ttft, "tpot": tpot, "e2e": e2e}
+
+
+def _percentiles_ms(values_s: Floats) -> dict[str, float | None]:
+    known = values_s[~np.isnan(values_s)]
+    if known.size == 0:
+        return {f"p{p}": None for p in PERCENTILES}
+    values = np.percentile(known, PERCENTILES) * 1e3
+    return {f"p{p}": round(float(v), 4) for p, v in zip(PERCENTILES, values, strict=True)}
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return round(float(numerator / denominator), 6) if denominator > 0 else None
+
+
+def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
+    """The row of one policy in ``summary.json``; ``None`` where a figure has no data."""
+    requests = outcome.requests
+    trace = outcome.scenario.trace
+    state = np.concatenate([memory.state for memory in outcome.memories])
+    times = request_times(requests)
+    finished = requests["status"] == COMPLETED
+    truncated = finished & (requests["generated"] < trace.output_tokens)
+    ttft_bound, tpot_bound = bounds_s(trace, slo)
+    met = finished & (times["ttft"] <= ttft_bound)
+    met &= np.isnan(times["tpot"]) | (times["tpot"] <= tpot_bound)
+    sent = requests["status"] == REJECTED
+    sent |= requests["arrival_s"] <= np.nanmax(state["now_s"])
+    start_s = float(requests["arrival_s"].min())
+    end_s = float(state["now_s"].max())
+    duration_s = end_s - start_s
+    itl = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
+    lengths = np.sum([memory.length_counts for memory in outcome.memories], axis=0)
+    request_steps = int(state["request_steps"].sum())
+    decoded = int(requests["generated"].sum()) - int((requests["generated"] > 0).sum())
+    verified = int(requests["verified"].sum())
+    user_speed = np.nanmedian(1.0 / times["tpot"]) if (~np.isnan(times["tpot"])).any() else math.nan
+    prompt = int(state["prefill_tokens"].sum() + state["cached_tokens"].sum())
+    in_system_s = np.where(finished, times["e2e"], 0.0).sum()
+    return {
+        "requests": int(requests.size),
+        "completed": int((finished & ~truncated).sum()),
+        "truncated": int(truncated.sum()),
+        "rejected": int((requests["status"] == REJECTED).sum()),
+        "unfinished": int((~finished & (requests["status"] != REJECTED)).sum()),
+        "duration_s": round(duration_s, 6),
+        "output_tok_s": _ratio(float(requests["generated"].sum()), duration_s),
+        "tok_s_user_p50": None if math.isnan(user_speed) else round(float(user_speed), 4),
+        "ttft_ms": _percentiles_ms(times["ttft"]),
+        "tpot_ms": _percentiles_ms(times["tpot"]),
+        "itl_ms": _itl_ms(itl),
+        "e2e_ms": _percentiles_ms(times["e2e"]),
+        "slo_attainment": _ratio(float(met.sum()), float(sent.sum())),
+        "slo_goodput_req_s": _ratio(float(met.sum()), duration_s),
+        "accept_len_mean": _ratio(float(decoded), float(request_steps)),
+        "verify_tokens_per_request_step": _ratio(float(verified + request_steps), request_steps),
+        "verified_by_length": lengths[0].tolist(),
+        "accepted_by_length": lengths[1].tolist(),
+        "steps": int(state["steps"].sum()),
+        "utilisation": _ratio(float(state["busy_s"].sum()), duration_s * len(state)),
+        "requests_in_system_mean": _ratio(float(in_system_s), duration_s),
+        "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
+        "retractions": int(state["retractions"].sum()),
+    }
+
+
+def _itl_ms(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    if counts.sum() == 0:
+        return {f"p{p}": None for p in PERCENTILES}
+    return {f"p{p}": round(itl_percentile_s(counts, p) * 1e3, 4) for p in PERCENTILES}
+
+
+def paired_difference(ours: Records, theirs: Records) -> dict[str, dict[str, float] | None]:
+    """95 % confidence intervals of the mean difference (ours - theirs) in TTFT, TPOT and e2e, ms.
+
+    Paired by request under common random numbers. Neighbouring requests share queues, so the
+    interval comes from batch means: 20 batches of consecutive arrivals, Student's t on their means.
+    """
+    ours_s, theirs_s = request_times(ours), request_times(theirs)
+    found: dict[str, dict[str, float] | None] = {}
+    for name in ("ttft", "tpot", "e2e"):
+        difference = ours_s[name] - theirs_s[name]
+        batches = np.array_split(difference, _BATCHES)
+        means = np.array([b[~np.isnan(b)].mean() for b in batches if (~np.isnan(b)).any()])
+        if means.size < 2:
+            found[f"{name}_ms"] = None
+            continue
+        mean = float(means.mean())
+        spread = float(means.std(ddof=1)) / math.sqrt(means.size)
+        half = float(stats.t.ppf(0.975, means.size - 1)) * spread
+        found[f"{name}_ms"] = {
+            "mean": round(mean * 1e3, 5),
+            "low": round((mean - half) * 1e3, 5),
+            "high": round((mean + half) * 1e3, 5),
+        }
+    return found

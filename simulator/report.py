@@ -1,0 +1,118 @@
+"""The table a person reads after a run, from the same rows that ``summary.json`` holds.
+
+The best value of each column carries a star; a closed loop has no load. Prints nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+_COLUMNS: tuple[tuple[str, str, Callable[[Row], float | None], str, int], ...] = (
+    ("tok/s", "output", lambda r: r["output_tok_s"], ".0f", 1),
+    ("tok/s", "user p50", lambda r: r["tok_s_user_p50"], ".1f", 1),
+    ("TTFT ms", "p50", lambda r: r["ttft_ms"]["p50"], ".0f", -1),
+    ("TTFT ms", "p99", lambda r: r["ttft_ms"]["p99"], ".0f", -1),
+    ("TPOT ms", "p50", lambda r: r["tpot_ms"]["p50"], ".2f", -1),
+    ("TPOT ms", "p99", lambda r: r["tpot_ms"]["p99"], ".2f", -1),
+    ("ITL ms", "p99", lambda r: r["itl_ms"]["p99"], ".1f", -1),
+    ("in SLO", "%", lambda r: _percent(r["slo_attainment"]), ".1f", 1),
+    ("goodput", "req/s", lambda r: r["slo_goodput_req_s"], ".3f", 1),
+    ("tok/step", "accepted", lambda r: r["accept_len_mean"], ".2f", 0),
+    ("tok/step", "verified", lambda r: r["verify_tokens_per_request_step"], ".2f", 0),
+    ("load", "%", lambda r: _percent(r["load"]), ".0f", 0),
+)
+"""(heading, sub-heading, value, format, +1 larger is better / -1 smaller is better / 0 neither)."""
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else share * 100.0
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Formatted values, the best of each column starred, per row."""
+    cells: list[list[str]] = [[] for _ in rows]
+    for _, _, value_of, form, better in _COLUMNS:
+        values = [value_of(row) for row in rows]
+        texts = ["-" if v is None else format(v, form) for v in values]
+        known = [v for v in values if v is not None]
+        best = format(max(known) if better > 0 else min(known), form) if known and better else None
+        distinct = len({t for t in texts if t != "-"}) > 1
+        for cell, text in zip(cells, texts, strict=True):
+            cell.append(f"{text}*" if text == best and distinct else f"{text} ")
+    return cells
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """One block per concurrency, one line per policy."""
+    blocks: dict[int | None, list[Row]] = {}
+    for row in rows:
+        blocks.setdefault(row["concurrency"], []).append(row)
+    lines: list[str] = []
+    for concurrency, block in blocks.items():
+        cells = _cells(block)
+        names = [row["policy"] for row in block]
+        width = max(len("policy"), *(len(name) for name in names))
+        widths = [
+            max(len(c[0]), len(c[1]), *(len(cell[i]) - 1 for cell in cells))
+            for i, c in enumerate(_COLUMNS)
+        ]
+        if concurrency is not None:
+            lines.append(f"concurrency {concurrency}")
+        for part in (0, 1):
+            heads = (c[part].rjust(w) for c, w in zip(_COLUMNS, widths, strict=True))
+            lines.append("  ".join([("policy" if part else "").ljust(width), *heads]).rstrip())
+        for name, cell in zip(names, cells, strict=True):
+            texts = (t.rjust(w + 1) for t, w in zip(cell, widths, strict=True))
+            lines.append((name.ljust(width) + " " + " ".join(texts)).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def format_verdicts(summary: dict[str, Any]) -> str:
+    """Saturation, requests not served, and how sure the differences are, in sentences."""
+    lines = []
+    for row in summary["policies"]:
+        if row["load"] is not None:
+            margin = 1.0 - row["load"]
+            verdict = (
+                f"SATURATED: {-margin:.0%} more than it can finish; latencies grow with the trace"
+                if row["saturated"]
+                else f"{margin:.0%} below saturation"
+            )
+            lines.append(
+                f"{row['policy']}: {row['offered_req_s']:.2f} of {row['capacity_req_s']:.2f} "
+                f"req/s, {verdict}"
+            )
+    first = summary["policies"][0]
+    for status in ("rejected", "truncated", "unfinished"):
+        worst = max(summary["policies"], key=lambda row: row[status])
+        if worst[status]:
+            lines.append(
+                f"{worst[status]} of {first['requests']} requests {_REASONS[status]} "
+                f"(policy {worst['policy']})"
+            )
+    for entry in summary["differences"]:
+        tpot, e2e = entry["tpot_ms"], entry["e2e_ms"]
+        if tpot is None or e2e is None:
+            continue
+        at = "" if entry["concurrency"] is None else f" at concurrency {entry['concurrency']}"
+        lines.append(
+            f"{entry['policy']} - {entry['versus']}{at}: TPOT {_interval(tpot)} ms, "
+            f"e2e {_interval(e2e)} ms (95 %, paired)"
+        )
+    return "\n".join(lines)
+
+
+_REASONS = {
+    "rejected": "rejected: the prompt does not fit the KV memory",
+    "truncated": "cut short: prompt and output exceed the KV memory",
+    "unfinished": "not finished when the run was interrupted",
+}
+
+
+def _interval(found: dict[str, float]) -> str:
+    text = f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return text if found["low"] > 0 or found["high"] < 0 else f"{text} (no difference shown)"

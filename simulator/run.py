@@ -1,0 +1,169 @@
+"""Replay a request trace under competing verification budgets.
+
+    python -m simulator.run traces/chat.jsonl
+    python -m simulator.run traces/chat.jsonl --policy global --policy fixed:3 --concurrency 1,8,64
+
+Owns the command: flags, progress, printing and the result folder. Results go to stdout, everything
+else to stderr. The engine is ``simulator.fleet``, the numbers are ``simulator.metrics``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import sglang_dspark
+from sglang_dspark.cli import run_command
+from simulator.metrics import paired_difference
+from simulator.report import format_table, format_verdicts
+from simulator.results import ResultFolder
+from simulator.run_config import RunConfig, Study, load_run_config, load_study, with_flags
+from simulator.study import RunResult, perform
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m simulator.run", description=__doc__.split("\n")[0])
+    parser.add_argument("trace", nargs="?", help="request trace, NAME.jsonl")
+    parser.add_argument("--policy", action="append", metavar="NAME[:PARAMETER]|FILE",
+                        help="policy to replay; repeat to compare (default: all six)")
+    parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
+    parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
+    parser.add_argument("--replicas", type=int, help="replicas behind a round-robin router")
+    parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
+    parser.add_argument("--concurrency", type=_numbers, metavar="C[,C...]",
+                        help="closed loop with C clients instead of the trace's arrivals")
+    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
+    parser.add_argument("--seed", type=int, help="of acceptance and confidences")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
+    parser.add_argument("--config", metavar="FILE", help="JSON with these settings and 'engine'")
+    parser.add_argument("--check", action="store_true", help="verify the conservation laws as it runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    return parser  # fmt: skip
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list like 1,8,64") from None
+
+
+def _configure(arguments: argparse.Namespace) -> RunConfig:
+    if arguments.config:
+        config = load_run_config(arguments.config)
+    elif arguments.trace:
+        config = RunConfig(trace=arguments.trace)
+    else:
+        raise ValueError("no trace given; name one, for example traces/chat.jsonl")
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+    return with_flags(
+        config,
+        trace=arguments.trace,
+        policies=arguments.policy and tuple(arguments.policy),
+        cost_model=arguments.cost_model,
+        acceptance=arguments.acceptance,
+        replicas=arguments.replicas,
+        rate=arguments.rate,
+        concurrency=arguments.concurrency,
+        slo=arguments.slo,
+        seed=arguments.seed,
+    )
+
+
+def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> dict[str, Any]:
+    """``summary.json``: the same bytes for the same inputs and seed."""
+    config = study.config
+    rows = [result.row for result in results]
+    by_load: dict[int | None, list[RunResult]] = {}
+    for result in results:
+        by_load.setdefault(result.row["concurrency"], []).append(result)
+    differences = []
+    for concurrency, group in by_load.items():
+        names = [result.row["policy"] for result in group]
+        base = group[names.index("fixed") if "fixed" in names else 0]
+        for other in group:
+            if other is not base:
+                pair = {"policy": other.row["policy"], "versus": base.row["policy"]}
+                found = paired_difference(other.requests, base.requests)
+                differences.append(pair | {"concurrency": concurrency} | found)
+    return {
+        "schema_version": 1,
+        "trace": study.trace.name,
+        "trace_sha256": study.trace.sha256,
+        "cost_model": study.cost_model.name,
+        "cost_model_origin": study.cost_model.provenance.origin,
+        "acceptance": config.acceptance,
+        "seed": config.seed,
+        "slo": config.slo,
+        "replicas": config.replicas,
+        "gpus": config.replicas * study.cost_model.gpus,
+        "interrupted": interrupted,
+        "policies": rows,
+        "differences": differences,
+    }
+
+
+def _heading(summary: dict[str, Any], study: Study) -> str:
+    return (
+        f"{summary['trace']}: {len(study.trace)} requests on {summary['gpus']} GPU, "
+        f"{summary['cost_model']} ({summary['cost_model_origin']}), "
+        f"acceptance {summary['acceptance']}, SLO {summary['slo']}, seed {summary['seed']}"
+    )
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    config = _configure(arguments)
+    study = load_study(config)
+    provenance = {"version": sglang_dspark.__version__, "trace_sha256": study.trace.sha256}
+    config = with_flags(config, provenance=provenance)
+    out = Path(arguments.out or Path("results") / study.trace.name)
+    folder = ResultFolder(out)
+    total = len(study.trace) * len(study.runs)
+    try:
+        with tqdm(total=total, unit="req", desc="replaying", leave=False, mininterval=0.3) as bar:
+            results, interrupted = perform(
+                study.runs,
+                jobs=arguments.jobs,
+                folder=folder,
+                check=arguments.check,
+                on_progress=lambda sent: bar.update(sent - bar.n) and None,
+            )
+        summary = summarise(study, results, interrupted)
+        folder.finish(summary, config)
+    finally:
+        folder.discard()
+    study.cost_model.warn_outside(
+        max((result.most_tokens for result in results), default=1),
+        max((result.most_requests for result in results), default=1),
+    )
+    if arguments.json:
+        shown = dict(summary)
+        shown["policies"] = [r.row | {"cpu_s": round(r.cpu_s, 3)} for r in results]
+        print(json.dumps(shown, allow_nan=False))
+    else:
+        print(_heading(summary, study) + "\n")
+        print(format_table(summary["policies"]))
+        print(format_verdicts(summary))
+        print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, steps.parquet, "
+              "config.json")  # fmt: skip
+        if interrupted:
+            print("INTERRUPTED: partial results, marked as such in summary.json")
+    return 130 if interrupted else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    return run_command("simulator.run", lambda: _command(arguments))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,218 @@
+"""Many simulations at once: a list of runs, worker processes, rows in the order asked for.
+
+A run is one policy at one load. Workers write their Parquet parts and return small results, which
+do not depend on ``jobs``. Ctrl-C ends every run where it stands and keeps what it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sglang_dspark.core.policy import NoSpeculation, PolicyFile
+from simulator.fleet import Outcome, Scenario, simulate
+from simulator.layout import COMPLETED, Records
+from simulator.metrics import measure
+from simulator.results import ResultFolder, requests_table, steps_table
+from simulator.slo import Slo
+
+STEP_CAPACITY = 1 << 15
+
+_shared: dict[str, Any] = {}
+"""In a worker: the counter of requests sent and the event that asks to stop."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One simulation of a study."""
+
+    label: str
+    """The policy as the results call it."""
+    scenario: Scenario
+    slo: Slo
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunResult:
+    """What a run leaves in memory; the rest is in the result folder."""
+
+    row: dict[str, Any]
+    """Its entry in ``summary.json``."""
+    requests: Records
+    """[N] REQUEST, for comparisons between runs."""
+    cpu_s: float
+    """CPU seconds of the replay. Not part of the row, which is the same for the same inputs."""
+    interrupted: bool
+    most_tokens: int
+    """Most tokens the target computed in one step."""
+    most_requests: int
+    """Most requests in one step."""
+
+
+def saturated_rate(scenario: Scenario) -> float | None:
+    """Requests per second that the fleet finishes when it never runs out of work.
+
+    Replays the trace closed-loop at the batch limit (a quarter of the trace where that is less)
+    and counts completions between the first and the last batch's worth. None below 100 requests.
+    """
+    clients = min(
+        scenario.engine.max_running_requests * scenario.replicas, len(scenario.trace) // 4
+    )
+    if clients < 25:
+        return None
+    full = dataclasses.replace(scenario, concurrency=clients, step_capacity=0)
+    outcome = simulate(full)
+    finish_s = np.sort(outcome.requests["finish_s"][outcome.requests["status"] == COMPLETED])
+    if outcome.interrupted or finish_s.size < 3 * clients:
+        return None
+    return float((finish_s.size - 2 * clients) / (finish_s[-clients] - finish_s[clients]))
+
+
+def _load(outcome: Outcome) -> dict[str, Any]:
+    """Offered load against capacity; all None in a closed loop, which adapts to the server."""
+    scenario = outcome.scenario
+    arrival_s = outcome.requests["arrival_s"]
+    span_s = float(arrival_s.max() - arrival_s.min())
+    if scenario.concurrency is not None or span_s <= 0 or outcome.interrupted:
+        return dict.fromkeys(("offered_req_s", "capacity_req_s", "load", "saturated"))
+    offered = (arrival_s.size - 1) / span_s
+    capacity = saturated_rate(scenario)
+    return {
+        "offered_req_s": round(offered, 6),
+        "capacity_req_s": capacity and round(capacity, 6),
+        "load": capacity and round(offered / capacity, 6),
+        "saturated": capacity and bool(offered >= capacity),
+    }
+
+
+def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) -> RunResult:
+    counter, stop = _shared["counter"], _shared["stop"]
+    before = 0
+
+    def progress(sent: int) -> None:
+        nonlocal before
+        with counter.get_lock():
+            counter.value += sent - before
+        before = sent
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    label = {"policy": run.label, "concurrency": run.scenario.concurrency}
+    steps = folder.part("steps", number) if folder else None
+
+    def on_steps(replica: int, records: Records) -> None:
+        if steps is not None:
+            steps.write(steps_table(replica, records, label))
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    capacity = STEP_CAPACITY if folder else 0
+    scenario = dataclasses.replace(run.scenario, step_capacity=capacity)
+    started = time.process_time()
+    outcome = simulate(scenario, on_steps=on_steps, on_progress=progress, check=check)
+    cpu_s = time.process_time() - started
+    if folder and steps:
+        steps.close()
+        part = folder.part("requests", number)
+        part.write(requests_table(outcome, label))
+        part.close()
+    row = label | measure(outcome, run.slo) | _load(outcome)
+    state = np.concatenate([memory.state for memory in outcome.memories])
+    return RunResult(
+        row=row,
+        requests=outcome.requests,
+        cpu_s=cpu_s,
+        interrupted=outcome.interrupted,
+        most_tokens=int(state["most_tokens"].max()),
+        most_requests=int(state["most_requests"].max()),
+    )
+
+
+def _begin_worker(counter: Any, stop: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets ``stop``
+    _shared.update(counter=counter, stop=stop)
+
+
+def warm_up(scenario: Scenario) -> None:
+    """Compile the kernel (or load it from the disk cache) before workers are forked."""
+    simulate(
+        dataclasses.replace(
+            scenario,
+            trace=scenario.trace.head(1),
+            policy=PolicyFile(policy=NoSpeculation()),
+            belief=None,
+            concurrency=None,
+        )
+    )
+
+
+def perform(
+    runs: Sequence[Run],
+    *,
+    jobs: int = 1,
+    folder: ResultFolder | None = None,
+    check: bool = False,
+    on_progress: Callable[[int], None] = lambda sent: None,
+) -> tuple[list[RunResult], bool]:
+    """Perform the runs; returns their results in order, and whether Ctrl-C cut them short.
+
+    ``on_progress`` hears the total of requests sent so far, over all runs. After an interruption
+    runs that had not begun are missing from the list.
+    """
+    warm_up(runs[0].scenario)
+    method = "fork" if sys.platform == "linux" else "spawn"
+    context = multiprocessing.get_context(method)
+    counter, stop = context.Value("q", 0), context.Event()
+    interrupted = False
+    if jobs == 1 or len(runs) == 1:
+        _shared.update(counter=_Watched(counter, on_progress), stop=stop)
+        results = []
+        for number, run in enumerate(runs):
+            results.append(_perform(run, number, folder, check))
+            if results[-1].interrupted:
+                return results, True
+        return results, False
+    with ProcessPoolExecutor(
+        min(jobs, len(runs)), context, initializer=_begin_worker, initargs=(counter, stop)
+    ) as pool:
+        futures = [pool.submit(_perform, run, i, folder, check) for i, run in enumerate(runs)]
+        waiting = set(futures)
+        while waiting:
+            try:
+                _, waiting = wait(waiting, timeout=0.1)
+                on_progress(counter.value)
+            except KeyboardInterrupt:
+                interrupted = True
+                stop.set()
+                for future in futures:
+                    future.cancel()
+                waiting = {future for future in waiting if not future.cancelled()}
+        results = [future.result() for future in futures if not future.cancelled()]
+    return results, interrupted
+
+
+class _Watched:
+    """The shared counter, for a study in one process: every change is reported at once."""
+
+    def __init__(self, counter: Any, on_progress: Callable[[int], None]) -> None:
+        self._counter = counter
+        self._on_progress = on_progress
+        self.get_lock = counter.get_lock
+
+    @property
+    def value(self) -> int:
+        return int(self._counter.value)
+
+    @value.setter
+    def value(self, sent: int) -> None:
+        self._counter.value = sent
+        self._on_progress(sent)

@@ -1,0 +1,32 @@
+"""Request traces: what arrived when, how long it was, and which prefixes it shared.
+
+Read in this order:
+
+- ``traces.schema``: one request, one sidecar
+- ``traces.columns``: ``Trace``, the columns that a replay reads, and the laws they obey
+- ``traces.store``: ``load_trace``, ``write_trace``
+
+Commands:
+
+- ``python -m traces.convert``: public traces and server logs into this schema
+- ``python -m traces.synthesize``: a trace from a mixture file
+- ``python -m traces.describe``: rates, burstiness, lengths and prefix reuse, as table and picture
+
+Shipped beside this file: ``chat.jsonl``, ``code.jsonl``, ``math.jsonl``, ``mixed.jsonl``, made by
+``traces.synthesize`` from ``mixtures/``; each sidecar holds the command.
+"""
+
+from traces.columns import Trace, build_trace
+from traces.schema import Request, TraceMeta, meta_path
+from traces.store import load_trace, read_requests, write_trace
+
+__all__ = [
+    "Request",
+    "Trace",
+    "TraceMeta",
+    "build_trace",
+    "load_trace",
+    "meta_path",
+    "read_requests",
+    "write_trace",
+]

@@ -1,0 +1,173 @@
+"""Reading and writing trace files: JSONL with a sidecar, strict and all-or-nothing.
+
+Owns bytes, lines and digests, and the sentence for a line that does not decode. Knows nothing of
+the laws between requests (``traces.columns``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from sglang_dspark.files import atomic_write, os_problem, read_record, write_json
+from traces.columns import Trace, build_trace
+from traces.schema import Request, TraceMeta, meta_path
+
+_DECODER = msgspec.json.Decoder(Request)
+_FIELDS = Request.__struct_fields__
+_REQUIRED = ("request_id", "arrival_s", "prompt_tokens", "output_tokens")
+
+
+def load_trace(path: str | Path) -> Trace:
+    """The trace in a JSONL file. ``ValueError`` naming file, line, value and remedy otherwise."""
+    requests, lines, meta, sha256 = _read(Path(path))
+    return build_trace(
+        requests,
+        name=Path(path).name.removesuffix(".jsonl"),
+        path=str(path),
+        sha256=sha256,
+        block_tokens=meta.block_tokens if meta else None,
+        where=lambda row: f"{path}:{lines[row]}",
+    )
+
+
+def read_requests(path: str | Path) -> tuple[list[Request], TraceMeta | None]:
+    """The lines of a trace as records, with its sidecar; the laws between them go unchecked."""
+    requests, _, meta, _ = _read(Path(path))
+    return requests, meta
+
+
+def write_trace(
+    path: str | Path,
+    requests: Sequence[Request],
+    *,
+    source: str,
+    command: str,
+    seed: int | None = None,
+    block_tokens: int | None = None,
+    statistics_from: list[str] | None = None,
+    licence: str | None = None,
+    notes: dict[str, int] | None = None,
+) -> Trace:
+    """Write requests and sidecar, both or neither, and return the trace that ``load_trace`` reads.
+
+    ``ValueError``, and no file, when the requests break a law of ``traces.columns``.
+    """
+    encode = msgspec.json.Encoder().encode
+    data = b"".join(encode(request) + b"\n" for request in requests)
+    meta = TraceMeta(
+        source=source,
+        command=command,
+        seed=seed,
+        sha256=hashlib.sha256(data).hexdigest(),
+        block_tokens=block_tokens,
+        statistics_from=statistics_from,
+        licence=licence,
+        notes=notes,
+    )
+    trace = build_trace(
+        requests,
+        name=Path(path).name.removesuffix(".jsonl"),
+        path=str(path),
+        sha256=meta.sha256,
+        block_tokens=block_tokens,
+        where=lambda row: f"{path}: request {row + 1}",
+    )
+    with atomic_write(path, "wb") as file:
+        file.write(data)
+        # The digest pairs the two files: the trace is safe on disk before its sidecar appears.
+        file.flush()
+        os.fsync(file.fileno())
+        write_json(meta_path(path), meta)
+    return trace
+
+
+def _read(path: Path) -> tuple[list[Request], list[int], TraceMeta | None, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise os_problem("read", path, error) from None
+    sha256 = hashlib.sha256(data).hexdigest()
+    _check_text(path, data)
+    decode = _DECODER.decode
+    requests: list[Request] = []
+    lines: list[int] = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        try:
+            requests.append(decode(line))
+        except (msgspec.DecodeError, RecursionError) as error:
+            if not line.strip():
+                continue
+            raise ValueError(f"{path}:{number}: {_problem(line, str(error))}") from None
+        lines.append(number)
+    return requests, lines, _read_meta(path, sha256), sha256
+
+
+def _read_meta(path: Path, sha256: str) -> TraceMeta | None:
+    sidecar = meta_path(path)
+    if not sidecar.exists():
+        return None
+    meta = read_record(sidecar, TraceMeta)
+    if meta.sha256 != sha256:
+        raise ValueError(
+            f"{sidecar}: sha256 {meta.sha256[:12]}... is not that of {path.name} "
+            f"({sha256[:12]}...); restore the file, or correct the sidecar if the edit was meant"
+        )
+    return meta
+
+
+def _check_text(path: Path, data: bytes) -> None:
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise ValueError(f"{path}:1: begins with a byte order mark; save it as plain UTF-8")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise ValueError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save it as UTF-8") from None
+
+
+def _problem(line: bytes, decoder_says: str) -> str:
+    """Why a line is not a request: value, constraint, remedy."""
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return f"not valid JSON ({decoder_says}); a trace holds one JSON object a line: mend it"
+    if not isinstance(record, dict):
+        return f"{shown(record)} is not a JSON object; a trace holds one object a line"
+    for name in record:
+        if name not in _FIELDS:
+            return f"unknown field {name!r}; {hint(name, _FIELDS)}"
+    for name in _REQUIRED:
+        if name not in record:
+            return f"no {name}; every request needs {', '.join(_REQUIRED)}"
+    kinds = get_type_hints(Request, include_extras=True)
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{name} {value} is not a finite number; give a finite value"
+        try:
+            msgspec.convert(value, kinds[name])
+        except msgspec.ValidationError as error:
+            return f"{name} {shown(value)}: {str(error).split(' - at')[0]}; correct the value"
+    return f"not a request ({decoder_says}); mend the line"
+
+
+def shown(value: Any) -> str:
+    """A JSON value, cut so that it fits a sentence."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """The near miss of a name, or all names there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
