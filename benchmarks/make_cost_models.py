@@ -46,28 +46,21 @@ PUBLISHED = Path(__file__).with_name("published_step_costs.json")
 DATE = "2026-11"
 GAMMA = 7
 
+
+def _sheet(name: str, tflops: int, terabytes_per_s: float, gigabytes: int, watts: int) -> GpuSheet:
+    return GpuSheet(
+        name=name,
+        flops=tflops * 1e12,
+        memory_bytes_per_s=terabytes_per_s * 1e12,
+        memory_bytes=gigabytes * 10**9,
+        limit_watts=watts,
+    )
+
+
 GPUS = {
-    "h100": GpuSheet(
-        name="H100 SXM 80GB",
-        flops=989e12,
-        memory_bytes_per_s=3.35e12,
-        memory_bytes=80 * 10**9,
-        limit_watts=700,
-    ),
-    "h200": GpuSheet(
-        name="H200 SXM 141GB",
-        flops=989e12,
-        memory_bytes_per_s=4.8e12,
-        memory_bytes=141 * 10**9,
-        limit_watts=700,
-    ),
-    "b200": GpuSheet(
-        name="B200 180GB",
-        flops=2250e12,
-        memory_bytes_per_s=8.0e12,
-        memory_bytes=180 * 10**9,
-        limit_watts=1000,
-    ),
+    "h100": _sheet("H100 SXM 80GB", 989, 3.35, 80, 700),
+    "h200": _sheet("H200 SXM 141GB", 989, 4.8, 141, 700),
+    "b200": _sheet("B200 180GB", 2250, 8.0, 180, 1000),
 }
 """NVIDIA's data sheets: dense bf16 (half of the figure with sparsity), per GPU."""
 

@@ -48,8 +48,10 @@ def _record(
     state.busy_s += state.now_s - start_s
     state.steps += 1
     state.computed_tokens += computed
-    state.most_tokens = max(state.most_tokens, computed)
-    state.most_requests = max(state.most_requests, requests)
+    if kind == DECODE_STEP:
+        state.least_tokens = min(state.least_tokens, computed)
+        state.most_tokens = max(state.most_tokens, computed)
+        state.most_requests = max(state.most_requests, requests)
     if memory.steps.size == 0:
         return
     step = memory.steps[state.logged]
@@ -64,6 +66,7 @@ def _record(
     step.verify_tokens = verify
     step.committed_tokens = committed
     step.prefill_tokens = prefill
+    step.running = state.running
     step.queued = state.queued
     step.context_tokens = context
     step.kv_free_tokens = state.free_pages * engine.page_tokens

@@ -75,12 +75,14 @@ STATE = np.dtype(
         ("prefill_tokens", np.int64),
         ("cached_tokens", np.int64),
         ("retractions", np.int64),
+        ("least_tokens", np.int64),
         ("most_tokens", np.int64),
         ("most_requests", np.int64),
     ],
     align=True,
 )
-"""``chunked`` is the request whose prefill continues, -1 for none."""
+"""``chunked`` is the request whose prefill continues, -1 for none; ``least_tokens`` and
+``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch."""
 
 BLOCK = np.dtype(
     [("resident", np.int8), ("locks", np.int32), ("before", np.int64), ("after", np.int64)],
@@ -101,13 +103,15 @@ STEP = np.dtype(
         ("verify_tokens", np.int32),
         ("committed_tokens", np.int32),
         ("prefill_tokens", np.int32),
+        ("running", np.int32),
         ("queued", np.int32),
         ("context_tokens", np.int64),
         ("kv_free_tokens", np.int64),
     ],
     align=True,
 )
-"""One engine step. ``computed_tokens`` is M, ``verify_tokens`` the draft tokens among them."""
+"""One engine step. ``computed_tokens`` is M, ``verify_tokens`` the draft tokens among them;
+``running`` and ``queued`` are the requests decoding and waiting when the step ends."""
 
 ITL_BINS = 2048
 ITL_FIRST_S = 1e-5
@@ -191,6 +195,7 @@ def make_memory(
     state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
     state["new_token_ratio"] = engine.first_new_token_ratio
     state["last_decode_s"] = -1.0
+    state["least_tokens"] = np.iinfo(np.int64).max
     running = engine.max_running
     return Memory(
         state=state,

@@ -26,8 +26,8 @@ _REQUEST_COLUMNS = (
 )  # fmt: skip
 _STEP_COLUMNS = (
     "start_s", "duration_s", "predicted_s", "expected_tokens", "requests", "computed_tokens",
-    "verify_tokens", "committed_tokens", "prefill_tokens", "queued", "context_tokens",
-    "kv_free_tokens",
+    "verify_tokens", "committed_tokens", "prefill_tokens", "running", "queued",
+    "context_tokens", "kv_free_tokens",
 )  # fmt: skip
 
 

@@ -140,10 +140,11 @@ def _command(arguments: argparse.Namespace) -> int:
         folder.finish(summary, config)
     finally:
         folder.discard()
-    study.cost_model.warn_outside(
-        max((result.most_tokens for result in results), default=1),
-        max((result.most_requests for result in results), default=1),
-    )
+    for result in results:
+        least, most = result.tokens_range
+        if least <= most:
+            study.cost_model.warn_outside(most, result.most_requests)
+            study.cost_model.warn_outside(least, result.most_requests)
     if arguments.json:
         shown = dict(summary)
         shown["policies"] = [r.row | {"cpu_s": round(r.cpu_s, 3)} for r in results]

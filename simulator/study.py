@@ -52,10 +52,10 @@ class RunResult:
     cpu_s: float
     """CPU seconds of the replay. Not part of the row, which is the same for the same inputs."""
     interrupted: bool
-    most_tokens: int
-    """Most tokens the target computed in one step."""
+    tokens_range: tuple[int, int]
+    """Fewest and most tokens of one decode step; the first above the second without any."""
     most_requests: int
-    """Most requests in one step."""
+    """Most requests in one decode step."""
 
 
 def saturated_rate(scenario: Scenario) -> float | None:
@@ -132,7 +132,7 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
         requests=outcome.requests,
         cpu_s=cpu_s,
         interrupted=outcome.interrupted,
-        most_tokens=int(state["most_tokens"].max()),
+        tokens_range=(int(state["least_tokens"].min()), int(state["most_tokens"].max())),
         most_requests=int(state["most_requests"].max()),
     )
 

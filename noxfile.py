@@ -1,0 +1,25 @@
+"""One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them."""
+
+import nox
+
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+_QUIET_THREADS = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@nox.session
+def checks(session: nox.Session) -> None:
+    """Format, lint, types and import contracts."""
+    session.install("-e", ".[test]")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The core, the traces, the simulator and the analysis."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs, env=_QUIET_THREADS)

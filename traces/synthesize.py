@@ -1,0 +1,162 @@
+"""``python -m traces.synthesize -o OUT.jsonl``: a trace from a mixture file.
+
+Owns the command and the merging of domains into one trace. Same mixture, options and seed: same
+bytes. Knows nothing of the distributions (``traces.draws``, ``traces.sessions``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from sglang_dspark.cli import run_command
+from traces.columns import Trace
+from traces.mixture import (
+    Bursty,
+    Diurnal,
+    Domain,
+    Gamma,
+    Mixture,
+    Poisson,
+    load_mixture,
+    shipped_mixtures,
+)
+from traces.schema import Request
+from traces.sessions import Block, Drawn, draw_domain
+from traces.store import write_trace
+
+
+def synthesize(mixture: Mixture, *, seed: int) -> list[Request]:
+    """The requests of a mixture in arrival order, named r0, r1, ... and their sessions s0, ..."""
+    drawn = [
+        request
+        for domain in mixture.domains
+        for request in draw_domain(
+            domain,
+            rate_req_s=mixture.rate_req_s * domain.share,
+            span_s=60 * mixture.minutes,
+            block_tokens=mixture.block_tokens,
+            seed=seed,
+        )
+    ]
+    drawn.sort(key=lambda request: request.arrival_s)
+    sessions: dict[tuple[str, int], int] = {}
+    blocks: dict[Block, int] = {}
+    return [_named(row, request, sessions, blocks) for row, request in enumerate(drawn)]
+
+
+def _named(
+    row: int, drawn: Drawn, sessions: dict[tuple[str, int], int], blocks: dict[Block, int]
+) -> Request:
+    session_id = None
+    if drawn.session is not None:
+        key = (drawn.domain, drawn.session)
+        session_id = f"s{sessions.setdefault(key, len(sessions))}"
+    return Request(
+        request_id=f"r{row}",
+        arrival_s=drawn.arrival_s,
+        prompt_tokens=drawn.prompt_tokens,
+        output_tokens=drawn.output_tokens,
+        domain=drawn.domain,
+        session_id=session_id,
+        prefix_hashes=[blocks.setdefault(b, len(blocks)) for b in drawn.blocks] or None,
+        temperature=drawn.temperature,
+        priority=drawn.priority,
+        slo=drawn.slo,
+    )
+
+
+def with_arrivals(mixture: Mixture, process: str, cv: float) -> Mixture:
+    """The mixture with every domain's arrival process replaced by a plain one of that name."""
+    span_s = 60 * mixture.minutes
+    chosen = {
+        "poisson": lambda: Poisson(),
+        "gamma": lambda: Gamma(cv=cv),
+        "diurnal": lambda: Diurnal(amplitude=0.5, period_s=span_s, peak_s=span_s / 2, cv=cv),
+        "bursty": lambda: Bursty(burst_share=0.2, burst_s=10, cv=cv),
+    }[process]()
+    domains: list[Domain] = [msgspec.structs.replace(d, arrivals=chosen) for d in mixture.domains]
+    return msgspec.structs.replace(mixture, domains=domains)
+
+
+def write_synthetic(
+    mixture: Mixture, *, mixture_path: Path, seed: int, out: str, command: str
+) -> Trace:
+    """Generate and write the trace with its sidecar."""
+    digest = hashlib.sha256(mixture_path.read_bytes()).hexdigest()
+    return write_trace(
+        out,
+        synthesize(mixture, seed=seed),
+        source=f"synthetic, from mixture {mixture_path.stem} (sha256 {digest[:16]})",
+        command=command,
+        seed=seed,
+        block_tokens=mixture.block_tokens,
+        statistics_from=mixture.statistics_from,
+        licence=mixture.licence,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command("traces.synthesize", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m traces.synthesize", description=__doc__)
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl")
+    parser.add_argument(
+        "--mixture",
+        default="chat",
+        metavar="NAME|FILE",
+        help=f"{', '.join(shipped_mixtures())}, or a file of that kind (default: chat)",
+    )
+    parser.add_argument("--rate", type=float, metavar="REQ_S", help="default: the mixture's")
+    parser.add_argument("--minutes", type=float, help="default: the mixture's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--arrivals",
+        choices=("poisson", "gamma", "diurnal", "bursty"),
+        help="replace the arrival process of every domain by a plain one",
+    )
+    parser.add_argument(
+        "--cv", type=float, help="with --arrivals: variation of the gaps (gamma needs it)"
+    )
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed} must be 0 or more")
+    if args.cv is not None and args.arrivals in (None, "poisson"):
+        raise ValueError("--cv needs --arrivals gamma, diurnal or bursty beside it")
+    if args.arrivals == "gamma" and args.cv is None:
+        raise ValueError("--arrivals gamma needs --cv; 1 is Poisson, above 1 is burstier")
+    mixture, path = load_mixture(args.mixture)
+    changes = {"rate_req_s": args.rate, "minutes": args.minutes}
+    mixture = _changed(mixture, {name: value for name, value in changes.items() if value is not None})
+    if args.arrivals is not None:
+        mixture = with_arrivals(mixture, args.arrivals, 1.0 if args.cv is None else args.cv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    trace = write_synthetic(
+        mixture,
+        mixture_path=path,
+        seed=args.seed,
+        out=args.out,
+        command=shlex.join(["python", "-m", "traces.synthesize", *words]),
+    )
+    print(f"{args.out}: {len(trace)} requests over {trace.arrival_s[-1] / 60:.1f} minutes")
+    return 0
+
+
+def _changed(mixture: Mixture, changes: dict[str, float]) -> Mixture:
+    try:
+        # replace() would skip the checks that a file goes through.
+        return msgspec.convert(msgspec.to_builtins(mixture) | changes, Mixture)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"--rate or --minutes: {error}; give another value") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
