@@ -21,7 +21,7 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     def one_line(message: Warning | str, *_: object, **__: object) -> None:
         print(f"{name}: warning: {message}", file=sys.stderr)
 
-    warnings.showwarning = one_line  # type: ignore[assignment]
+    warnings.showwarning = one_line
     try:
         return main() or 0
     except ValueError as error:

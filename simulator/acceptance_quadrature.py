@@ -59,8 +59,7 @@ class Truth:
     def survival(self, context: FloatArray) -> FloatArray:
         """[K, ...] P(the first k + 1 tokens are accepted | context)."""
         accept = [self.accept(context, k) for k in range(len(self.mean_logit))]
-        survival: FloatArray = np.cumprod(accept, axis=0)
-        return survival
+        return np.cumprod(np.array(accept), axis=0, dtype=np.float64)
 
 
 def context_law(truth: Truth, length_of: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:

@@ -66,7 +66,7 @@ class EngineConfig:
             )
 
     def engine(
-        self, *, kv_pool_tokens: int, block_tokens: int, seed: int, stop_on_finish: bool
+        self, *, kv_pool_tokens: int, block_tokens: int, seed: int, closed_loop: bool
     ) -> Engine:
         """The settings as compiled code reads them, for a pool of ``kv_pool_tokens``."""
         pool = kv_pool_tokens
@@ -93,6 +93,6 @@ class EngineConfig:
             new_token_ratio_decay=(_NEW_TOKEN_RATIO - _LEAST_NEW_TOKEN_RATIO)
             / _NEW_TOKEN_RATIO_STEPS,
             admission_new_tokens=self.admission_new_tokens,
-            stop_on_finish=stop_on_finish,
+            closed_loop=closed_loop,
             seed=seed,
         )

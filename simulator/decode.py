@@ -162,9 +162,13 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
             request.accepted += emitted - 1
             memory.length_counts[0, length] += 1
             memory.length_counts[1, accepted] += 1
-        before = private_pages(memory, engine, r)
-        request.kv_len += emitted
-        state.free_pages -= private_pages(memory, engine, r) - before
+        if engine.page_tokens == 1:
+            state.free_pages -= emitted
+            request.kv_len += emitted
+        else:
+            before = private_pages(memory, engine, r)
+            request.kv_len += emitted
+            state.free_pages -= private_pages(memory, engine, r) - before
         request.generated += emitted
         request.rounds += 1
         if speculative:

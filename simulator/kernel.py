@@ -14,10 +14,41 @@ from sglang_dspark.core.state import Floats
 from simulator.acceptance import AcceptanceTables
 from simulator.decode import commit, draft, make_room, plan_and_time
 from simulator.layout import DECODE_STEP, MIXED_STEP, PREFILL_STEP, Engine, Memory
-from simulator.prefill import finish_prefill_step, form_prefill_batch, prefill_step_seconds
+from simulator.prefill import (
+    finish_prefill_step,
+    form_prefill_batch,
+    prefill_step_seconds,
+    push_waiting,
+)
 
-IDLE, REACHED, LOG_FULL, FINISHED = range(4)
-"""Why ``advance`` returned: nothing to do, the horizon, a full step log, a request finished."""
+IDLE, REACHED, PAUSED = range(3)
+"""Why ``advance`` returned: nothing to do before the horizon, a step reaches beyond it, or a full
+step log or many steps: empty the log and call again."""
+
+_STEPS_PER_CALL = 1 << 16
+
+
+@compiled
+def release(memory: Memory, count: int) -> None:
+    """Closed loop: up to ``count`` clients send their next request now."""
+    state = memory.state[0]
+    last = min(state.inbox_head + count, state.inbox_tail)
+    for i in range(state.inbox_head, last):
+        memory.requests[memory.inbox[i]].arrival_s = state.now_s
+        push_waiting(memory, memory.inbox[i])
+    state.inbox_head = last
+
+
+@compiled
+def _receive(memory: Memory) -> None:
+    """Open loop: queue what has arrived by now."""
+    state = memory.state[0]
+    while state.inbox_head < state.inbox_tail:
+        r = memory.inbox[state.inbox_head]
+        if memory.requests[r].arrival_s > state.now_s:
+            return
+        push_waiting(memory, r)
+        state.inbox_head += 1
 
 
 @compiled
@@ -88,17 +119,21 @@ def advance(
 ) -> int:
     """Run the steps that start before ``until_s``; return one of the codes above.
 
+    Requests in the inbox join the queue at the first step boundary after their arrival; in a
+    closed loop, one for each that finished.
     ``truth`` prices the steps, ``belief`` is the cost model the policy was given: they differ when
     a stale or wrong model is studied.
     """
     state = memory.state[0]
     speculative = policy.code != 0
     step_tokens = acceptance.gamma + 1 if speculative else 1
-    while True:
+    for _ in range(_STEPS_PER_CALL):
+        if not engine.closed_loop:
+            _receive(memory)
         if state.now_s >= until_s:
             return REACHED
         if memory.steps.size > 0 and state.logged == memory.steps.size:
-            return LOG_FULL
+            return PAUSED
         start_s = state.now_s
         admitted = form_prefill_batch(memory, engine)
         finished = 0
@@ -137,6 +172,12 @@ def advance(
                 tokens, tokens - requests, committed, 0, context,
             )  # fmt: skip
         else:
-            return IDLE
-        if finished > 0 and engine.stop_on_finish:
-            return FINISHED
+            if engine.closed_loop or state.inbox_head == state.inbox_tail:
+                return IDLE
+            next_s = memory.requests[memory.inbox[state.inbox_head]].arrival_s
+            if next_s >= until_s:
+                return IDLE
+            state.now_s = next_s
+        if finished > 0 and engine.closed_loop:
+            release(memory, finished)
+    return PAUSED

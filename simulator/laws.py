@@ -43,4 +43,6 @@ def check_memory(memory: Memory, engine: Engine) -> None:
             f"request {r}: {memory.requests['kv_len'][r]} KV tokens for {held} known tokens"
         )
     if state["chunked"] >= 0:
-        assert memory.requests["status"][state["chunked"]] == PREFILLING, "chunked is not prefilling"
+        assert memory.requests["status"][state["chunked"]] == PREFILLING, (
+            "chunked is not prefilling"
+        )

@@ -60,6 +60,8 @@ STATE = np.dtype(
         ("evictable_blocks", np.int64),
         ("lru_head", np.int64),
         ("lru_tail", np.int64),
+        ("inbox_head", np.int64),
+        ("inbox_tail", np.int64),
         ("queue_head", np.int64),
         ("queued", np.int64),
         ("running", np.int64),
@@ -134,7 +136,7 @@ class Engine(NamedTuple):
     least_new_token_ratio: float
     new_token_ratio_decay: float
     admission_new_tokens: int
-    stop_on_finish: bool
+    closed_loop: bool
     seed: int
 
 
@@ -145,6 +147,8 @@ class Memory(NamedTuple):
     """[1] STATE."""
     requests: Records
     """[N] REQUEST; replicas of one fleet share this array, each touching its own rows."""
+    inbox: npt.NDArray[np.int64]
+    """[N] requests sent to this replica, in order; those before ``inbox_head`` have arrived."""
     queue: npt.NDArray[np.int64]
     """[N + 1] ring buffer of waiting request numbers."""
     running: npt.NDArray[np.int64]
@@ -200,6 +204,7 @@ def make_memory(
     return Memory(
         state=state,
         requests=requests,
+        inbox=np.zeros(requests.size, np.int64),
         queue=np.zeros(requests.size + 1, np.int64),
         running=np.zeros(running, np.int64),
         free_slots=np.arange(running, dtype=np.int32)[::-1].copy(),

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from simulator.fleet import Outcome
 from simulator.latency import itl_percentile_s
 from simulator.layout import COMPLETED, REJECTED, Records
+from simulator.scenario import Outcome
 from simulator.slo import Slo, bounds_s
 
 Floats = npt.NDArray[np.float64]

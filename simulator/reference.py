@@ -17,8 +17,8 @@ from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Floats
 from simulator.acceptance import begin_request, draw_round
-from simulator.fleet import Scenario, request_records
 from simulator.layout import COMPLETED, REJECTED, Engine, Records
+from simulator.scenario import Scenario, request_records
 
 
 @dataclass(eq=False)

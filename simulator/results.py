@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from sglang_dspark.core.state import STOP_REASONS
 from sglang_dspark.files import make_folder, os_problem, read_json, write_json
-from simulator.fleet import Outcome
 from simulator.layout import STATUS_NAMES, STEP_NAMES, Records
+from simulator.scenario import Outcome
 
 _REQUEST_COLUMNS = (
     "arrival_s", "first_token_s", "finish_s", "longest_itl_s", "prompt_tokens", "generated",
@@ -101,7 +101,7 @@ class ResultFolder:
         """The writer of run ``number``'s part of ``requests`` or ``steps``."""
         return PartWriter(self.parts / f"{kind}-{number:04d}.parquet")
 
-    def finish(self, summary: dict[str, Any], config: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any], config: Any) -> None:
         """Join the parts, write summary and configuration, and drop the temporary folder."""
         try:
             for kind in ("requests", "steps"):

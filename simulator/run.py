@@ -28,22 +28,34 @@ from simulator.study import RunResult, perform
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m simulator.run", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m simulator.run", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("trace", nargs="?", help="request trace, NAME.jsonl")
-    parser.add_argument("--policy", action="append", metavar="NAME[:PARAMETER]|FILE",
-                        help="policy to replay; repeat to compare (default: all six)")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        metavar="NAME[:PARAMETER]|FILE",
+        help="policy to replay; repeat to compare (default: all six)",
+    )
     parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
     parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
     parser.add_argument("--replicas", type=int, help="replicas behind a round-robin router")
     parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
-    parser.add_argument("--concurrency", type=_numbers, metavar="C[,C...]",
-                        help="closed loop with C clients instead of the trace's arrivals")
+    parser.add_argument(
+        "--concurrency",
+        type=_numbers,
+        metavar="C[,C...]",
+        help="closed loop with C clients instead of the trace's arrivals",
+    )
     parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
     parser.add_argument("--seed", type=int, help="of acceptance and confidences")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
     parser.add_argument("--config", metavar="FILE", help="JSON with these settings and 'engine'")
-    parser.add_argument("--check", action="store_true", help="verify the conservation laws as it runs")
+    parser.add_argument(
+        "--check", action="store_true", help="verify the conservation laws as it runs"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser  # fmt: skip
 

@@ -15,7 +15,7 @@ from sglang_dspark.core.policy import parse_policy, policy_label
 from sglang_dspark.files import read_record
 from simulator.acceptance import DEFAULT_PROFILE, load_acceptance
 from simulator.config import EngineConfig
-from simulator.fleet import Scenario
+from simulator.scenario import Scenario
 from simulator.slo import parse_slo
 from simulator.study import Run
 from traces import Trace, load_trace

@@ -59,9 +59,7 @@ def parse_slo(text: str) -> Slo:
     raise ValueError(f"--slo {text}: {hint}presets: {', '.join(PRESETS)}; or TTFT_MS:TPOT_MS")
 
 
-def bounds_s(
-    trace: Trace, default: Slo
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def bounds_s(trace: Trace, default: Slo) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """(TTFT, TPOT) bounds of each request in seconds: its own class where the trace names one."""
     slos = [default]
     for name in trace.slo_names:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from sglang_dspark.core.policy import NoSpeculation, PolicyFile
-from simulator.fleet import Outcome, Scenario, simulate
+from simulator.fleet import simulate
 from simulator.layout import COMPLETED, Records
 from simulator.metrics import measure
 from simulator.results import ResultFolder, requests_table, steps_table
+from simulator.scenario import Outcome, Scenario
 from simulator.slo import Slo
 
 STEP_CAPACITY = 1 << 15

@@ -61,7 +61,7 @@ class Trace:
     prefix_offsets: Ints
     """[N + 1] request i holds ``prefix_blocks[prefix_offsets[i]:prefix_offsets[i + 1]]``."""
     prefix_blocks: Ints
-    """Dense block numbers 0..n_blocks-1 in order of first appearance; equal number, equal prefix."""
+    """Block numbers 0..n_blocks-1 in order of first appearance; equal number, equal prefix."""
     n_blocks: int
     """Different blocks in the trace."""
     block_tokens: int
@@ -219,7 +219,9 @@ def _check_unique(request_id: Sequence[str], where: Where) -> None:
         first[name] = row
 
 
-def _check_prefix_counts(offsets: Ints, prompt_tokens: Ints, block_tokens: int, where: Where) -> None:
+def _check_prefix_counts(
+    offsets: Ints, prompt_tokens: Ints, block_tokens: int, where: Where
+) -> None:
     counts = np.diff(offsets)
     most = -(-prompt_tokens // block_tokens)
     if (counts > most).any():

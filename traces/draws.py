@@ -91,7 +91,8 @@ def _cumulative_rate(
     if isinstance(process, Bursty):
         quiet_s = process.burst_s * (1 - process.burst_share) / process.burst_share
         bursting = rng.random() < process.burst_share
-        marks, rates = [0.0], []
+        marks = [0.0]
+        rates: list[float] = []
         # A span without any burst has no rate to normalise: go on until there was one.
         while marks[-1] < span_s or not any(rates):
             mean_s = process.burst_s if bursting else quiet_s
@@ -101,6 +102,7 @@ def _cumulative_rate(
         times = np.array(marks)
         grown = np.concatenate([[0.0], np.cumsum(np.diff(times) * np.array(rates))])
         if times[-2] >= span_s:
+            # The first burst came after the span: the whole draw is shrunk to fit.
             return times * (span_s / times[-1]), grown
         end = np.interp(span_s, times, grown)
         return np.append(times[:-1], span_s), np.append(grown[:-1], end)

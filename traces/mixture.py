@@ -158,7 +158,9 @@ class Domain(msgspec.Struct, **_STRICT):
         for field in ("temperature", "priority", "slo"):
             shares = [share for _, share in getattr(self, field)]
             if any(share < 0 for share in shares) or sum(shares) > 1 + 1e-9:
-                raise ValueError(f"{field}: shares {shares} must not be negative nor exceed 1 in all")
+                raise ValueError(
+                    f"{field}: shares {shares} must not be negative nor exceed 1 in all"
+                )
         shares = [prompt.share for prompt in self.system_prompts]
         if sum(shares) > 1 + 1e-9:
             raise ValueError(f"system_prompts: shares {shares} exceed 1 in all")
@@ -179,6 +181,7 @@ class Mixture(msgspec.Struct, **_STRICT):
     def __post_init__(self) -> None:
         _within("rate_req_s", self.rate_req_s, 1e-3, 1e5)
         _within("minutes", self.minutes, 1e-2, 1e5)
+        _within("rate_req_s * 60 * minutes", self.rate_req_s * 60 * self.minutes, 1, 2e7)
         if self.block_tokens is not None:
             _within("block_tokens", self.block_tokens, 1, 10**6)
         if not math.isclose(sum(d.share for d in self.domains), 1, abs_tol=1e-6):

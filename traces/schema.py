@@ -1,7 +1,8 @@
 """What one line of a trace and its sidecar may hold.
 
 Owns the two record types, their field names and the name of the sidecar. Knows nothing of files
-(``traces.store``), of the columns a replay reads (``traces.columns``) or of where requests come from.
+(``traces.store``), of the columns a replay reads (``traces.columns``) or of where requests come
+from.
 """
 
 from __future__ import annotations

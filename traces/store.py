@@ -132,7 +132,9 @@ def _check_text(path: Path, data: bytes) -> None:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         byte = data[error.start]
-        raise ValueError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save it as UTF-8") from None
+        raise ValueError(
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save it as UTF-8"
+        ) from None
 
 
 def _problem(line: bytes, decoder_says: str) -> str:

@@ -73,14 +73,19 @@ def _named(
 
 
 def with_arrivals(mixture: Mixture, process: str, cv: float) -> Mixture:
-    """The mixture with every domain's arrival process replaced by a plain one of that name."""
+    """The mixture with every domain's arrival process replaced by a plain one of that name.
+
+    Diurnal: one period, half as many at the trough and half again at the peak. Bursty: all arrivals
+    in bursts of 10 s that fill a fifth of the time.
+    """
     span_s = 60 * mixture.minutes
-    chosen = {
-        "poisson": lambda: Poisson(),
-        "gamma": lambda: Gamma(cv=cv),
-        "diurnal": lambda: Diurnal(amplitude=0.5, period_s=span_s, peak_s=span_s / 2, cv=cv),
-        "bursty": lambda: Bursty(burst_share=0.2, burst_s=10, cv=cv),
-    }[process]()
+    chosen: Poisson | Gamma | Diurnal | Bursty = Poisson()
+    if process == "gamma":
+        chosen = Gamma(cv=cv)
+    elif process == "diurnal":
+        chosen = Diurnal(amplitude=0.5, period_s=span_s, peak_s=span_s / 2, cv=cv)
+    elif process == "bursty":
+        chosen = Bursty(burst_share=0.2, burst_s=10, cv=cv)
     domains: list[Domain] = [msgspec.structs.replace(d, arrivals=chosen) for d in mixture.domains]
     return msgspec.structs.replace(mixture, domains=domains)
 
@@ -135,7 +140,9 @@ def _main(argv: Sequence[str] | None) -> int:
         raise ValueError("--arrivals gamma needs --cv; 1 is Poisson, above 1 is burstier")
     mixture, path = load_mixture(args.mixture)
     changes = {"rate_req_s": args.rate, "minutes": args.minutes}
-    mixture = _changed(mixture, {name: value for name, value in changes.items() if value is not None})
+    mixture = _changed(
+        mixture, {name: value for name, value in changes.items() if value is not None}
+    )
     if args.arrivals is not None:
         mixture = with_arrivals(mixture, args.arrivals, 1.0 if args.cv is None else args.cv)
     words = sys.argv[1:] if argv is None else list(argv)

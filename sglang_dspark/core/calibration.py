@@ -40,7 +40,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.schema_version != 1:
-            raise ValueError(f"schema_version {self.schema_version} is unknown; this release reads 1")
+            raise ValueError(
+                f"schema_version {self.schema_version} is unknown; this release reads 1"
+            )
         for k, temperature in enumerate(self.temperatures):
             if not (math.isfinite(temperature) and temperature > 0):
                 raise ValueError(f"temperature {temperature} at position {k + 1} must be > 0")

@@ -14,9 +14,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import numba
+import numba as _numba
+
+numba: Any = _numba  # its stubs know neither the cache settings nor what njit keeps of a type
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,10 +47,10 @@ def compiled(function: F) -> F:
     """Compile on first call, float semantics strict (same inputs, same bytes), cached on disk."""
     folder = _cache_folder(function.__module__.partition(".")[0])
     if folder is None:
-        return numba.njit(function)  # type: ignore[no-any-return]
+        return cast(F, numba.njit(function))
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = folder
     try:
-        return numba.njit(cache=True)(function)  # type: ignore[no-any-return]
+        return cast(F, numba.njit(cache=True)(function))
     finally:
         numba.config.CACHE_DIR = before

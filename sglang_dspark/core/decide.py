@@ -15,10 +15,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from sglang_dspark.core.compiled import compiled
 
+from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
-from sglang_dspark.core.ranking import assign_slots, sort_candidates
+from sglang_dspark.core.ranking import MOST_BINS, assign_slots, sort_candidates
 from sglang_dspark.core.state import Floats, Ints
 
 NO_DRAFT, FIXED, THRESHOLD, NO_GAIN, EXHAUSTED, KV_ROOM = range(6)
@@ -55,7 +55,7 @@ def make_workspace(max_requests: int, gamma: int) -> Workspace:
     """A workspace for up to ``max_requests`` requests of ``gamma`` draft tokens."""
     return Workspace(
         values=np.empty(max(max_requests * gamma, 1)),
-        counts=np.empty(1025, dtype=np.int64),
+        counts=np.empty(MOST_BINS + 1, dtype=np.int64),
         lengths=np.zeros(max(max_requests, 1), dtype=np.int64),
     )
 

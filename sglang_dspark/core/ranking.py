@@ -7,15 +7,25 @@ policy). A survival matrix is [R, K], each row non-increasing. Knows no cost.
 from __future__ import annotations
 
 import numpy as np
-from sglang_dspark.core.compiled import compiled
 
+from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.state import Floats, Ints
 
 SURVIVAL_FLOOR = 1e-6
 """Tokens less likely than this are never verified (SGLang's survival_eps)."""
 
-_BINS = 1024
+MOST_BINS = 4096
+"""As many as a batch of 512 fills with one token each; all of them stay in the L1 cache."""
+
 _INSERTION_LIMIT = 24
+
+
+@compiled
+def _bins_for(candidates: int) -> int:
+    bins = 16
+    while bins < candidates and bins < MOST_BINS:
+        bins *= 2
+    return bins
 
 
 @compiled
@@ -24,91 +34,85 @@ def _bin_of(survival: float, bins: int) -> int:
 
 
 @compiled
-def _sort_segment(values: Floats, start: int, stop: int) -> None:
-    """Sort values[start:stop] descending, in place."""
-    if stop - start > _INSERTION_LIMIT:
-        values[start:stop] = -np.sort(-values[start:stop])
-        return
-    for i in range(start + 1, stop):
+def _insertion_sort(values: Floats, stop: int) -> None:
+    """Sort values[:stop] descending, in place; linear where few are out of order."""
+    for i in range(1, stop):
         value = values[i]
         j = i
-        while j > start and values[j - 1] < value:
+        while j > 0 and values[j - 1] < value:
             values[j] = values[j - 1]
             j -= 1
         values[j] = value
 
 
 @compiled
+def _sort(values: Floats, stop: int) -> None:
+    """Sort values[:stop] descending, in place."""
+    if stop > _INSERTION_LIMIT:
+        values[:stop] = -np.sort(-values[:stop])
+    else:
+        _insertion_sort(values, stop)
+
+
+@compiled
 def sort_candidates(survival: Floats, out: Floats, counts: Ints) -> int:
     """Write the survivals >= ``SURVIVAL_FLOOR`` into ``out``, descending; return how many.
 
-    A counting sort over equal-width bins, finished by a small sort within each bin: the rows of a
-    batch spread over the bins, so the whole is linear in practice and n log n at worst.
-    ``out`` holds R * K values, ``counts`` at least ``_BINS + 1``.
+    A counting sort over equal-width bins and an insertion sort over the whole, in which a value
+    moves within its bin only; crowded bins are sorted before. Linear in practice, n log n at
+    worst. ``out`` holds R * K values, ``counts`` at least ``MOST_BINS + 1``.
     """
     rows, columns = survival.shape
-    bins = 16
-    while bins < rows * columns and bins < _BINS:
-        bins *= 2
+    bins = _bins_for(rows * columns)
     counts[: bins + 1] = 0
-    total = 0
+    # No branch on a value: a wrongly predicted one costs more than the work it saves.
     for r in range(rows):
         for k in range(columns):
-            if survival[r, k] < SURVIVAL_FLOOR:
-                break
-            counts[_bin_of(survival[r, k], bins) + 1] += 1
-            total += 1
+            counts[_bin_of(survival[r, k], bins) + 1] += survival[r, k] >= SURVIVAL_FLOOR
+    crowd = 0
     for b in range(bins):
+        crowd = max(crowd, counts[b + 1])
         counts[b + 1] += counts[b]
+    total = counts[bins]
     for r in range(rows):
         for k in range(columns):
-            value = survival[r, k]
-            if value < SURVIVAL_FLOOR:
-                break
-            b = _bin_of(value, bins)
-            out[counts[b]] = value
-            counts[b] += 1
-    # counts[b] is now the end of bin b.
-    start = 0
-    for b in range(bins):
-        if counts[b] - start > 1:
-            _sort_segment(out, start, counts[b])
-        start = counts[b]
+            b = _bin_of(survival[r, k], bins)
+            # A value below the floor lands in a place that is filled later or lies beyond the end.
+            out[counts[b]] = survival[r, k]
+            counts[b] += survival[r, k] >= SURVIVAL_FLOOR
+    if crowd > _INSERTION_LIMIT:
+        start = 0
+        for b in range(bins):  # counts[b] is now the end of bin b
+            if counts[b] - start > _INSERTION_LIMIT:
+                _sort(out[start:], counts[b] - start)
+            start = counts[b]
+    _insertion_sort(out, total)
     return total
 
 
 @compiled
-def assign_slots(
-    survival: Floats, slots: int, lengths: Ints, values: Floats, counts: Ints
-) -> int:
+def assign_slots(survival: Floats, slots: int, lengths: Ints, values: Floats, counts: Ints) -> int:
     """Give ``slots`` verification slots to the best candidates; return how many were given.
 
     Writes ``lengths[r]`` so that the chosen set is the top of the descending order of survival,
     ties broken by position, then request. Rows are non-increasing, so each chosen set is a prefix.
+    ``values`` holds R * K values, ``counts`` at least ``MOST_BINS``.
     """
     rows, columns = survival.shape
     lengths[:rows] = 0
     if slots <= 0:
         return 0
-    bins = 16
-    while bins < rows * columns and bins < _BINS:
-        bins *= 2
+    bins = _bins_for(rows * columns)
     counts[:bins] = 0
-    total = 0
     for r in range(rows):
         for k in range(columns):
-            if survival[r, k] < SURVIVAL_FLOOR:
-                break
-            counts[_bin_of(survival[r, k], bins)] += 1
-            total += 1
+            valid = survival[r, k] >= SURVIVAL_FLOOR
+            counts[_bin_of(survival[r, k], bins)] += valid
+            lengths[r] += valid
+    total = lengths[:rows].sum()
     if total <= slots:
-        for r in range(rows):
-            for k in range(columns):
-                if survival[r, k] < SURVIVAL_FLOOR:
-                    break
-                lengths[r] += 1
         return total
-    # The bin in which the last slot falls, and the value there.
+    # The last slot falls into bin ``edge``: all above it are in, within it the values decide.
     above = 0
     edge = 0
     while above + counts[edge] < slots:
@@ -116,29 +120,26 @@ def assign_slots(
         edge += 1
     inside = 0
     for r in range(rows):
+        lengths[r] = 0
         for k in range(columns):
-            if survival[r, k] < SURVIVAL_FLOOR:
-                break
             b = _bin_of(survival[r, k], bins)
-            if b > edge:
-                break
-            if b == edge:
-                values[inside] = survival[r, k]
-                inside += 1
-    _sort_segment(values, 0, inside)
-    least = values[slots - above - 1]
-    left = slots
+            lengths[r] += b < edge
+            values[inside] = survival[r, k]
+            inside += (b == edge) & (survival[r, k] >= SURVIVAL_FLOOR)
+    _sort(values, inside)
+    last = slots - above - 1
+    least = values[last]
     for r in range(rows):
-        for k in range(columns):
-            if survival[r, k] <= least:
-                break
+        while lengths[r] < columns and survival[r, lengths[r]] > least:
             lengths[r] += 1
-            left -= 1
+    left = 1
+    while left <= last and values[last - left] == least:
+        left += 1
     for k in range(columns):
         for r in range(rows):
-            if left == 0:
-                return slots
             if lengths[r] == k and survival[r, k] == least:
-                lengths[r] = k + 1
+                lengths[r] += 1
                 left -= 1
+                if left == 0:
+                    return slots
     return slots

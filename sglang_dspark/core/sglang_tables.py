@@ -159,12 +159,11 @@ def to_additive(model: CostModel) -> SpsAdditiveTable:
 
     The bias takes the smallest forward and the host time, so that it is positive.
     """
-    block = model.draft.gamma + 1 if model.draft else 1
-    sizes = _probe_sizes(model, block)
     requests = _thinned(_request_probes(model))
-    if model.additive is not None:
-        # Linear in SGLang as here: its own probes lose nothing.
-        sizes = [m for m in model.additive.tokens if m <= max(sizes[-1], block)] or sizes
+    if model.additive is not None and not model.graph_tiers:
+        sizes = list(model.additive.tokens)  # linear in SGLang as here: they lose nothing
+    else:
+        sizes = _probe_sizes(model, model.draft.gamma + 1 if model.draft else 1)
     sizes = _thinned(sizes)
     tables = model.tables(sizes[-1], requests[-1])
     smallest = float(tables.verify_s[sizes[0]])

@@ -71,7 +71,9 @@ class BatchState:
                 raise ValueError(f"{name} must be empty or have {requests} entries")
         if np.isnan(self.logits).any():
             row = int(np.isnan(self.logits).any(axis=1).argmax())
-            raise ValueError(f"logits of request {row} are NaN; verify everything this step instead")
+            raise ValueError(
+                f"logits of request {row} are NaN; verify everything this step instead"
+            )
 
     @property
     def requests(self) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from sglang_dspark.core.compiled import compiled
 
+from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.state import Floats
 
 

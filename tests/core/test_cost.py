@@ -289,13 +289,28 @@ def test_a_longer_context_never_makes_a_step_cheaper(
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("name", ["h200-qwen3-14b-analytic", "b300x4-dsv4-flash-vllm"])
-def test_compiled_and_plain_python_prices_are_the_same(name: str) -> None:
-    tables = load_cost_model(name).tables(300, 40)
-    for tokens, requests in ((1, 1), (8, 1), (299, 40), (301, 41), (5000, 100)):
-        context = 700.0 * requests
-        plain = decode_step_seconds.py_func(tables, tokens, requests, requests, context)
-        assert decode_step_seconds(tables, tokens, requests, requests, context) == plain
+@given(
+    tokens=st.integers(1, 600),
+    requests=st.integers(1, 80),
+    drafted=st.integers(0, 80),
+    context=st.floats(0.0, 1e6),
+)
+def test_compiled_prices_equal_the_documented_sum(
+    tokens: int, requests: int, drafted: int, context: float
+) -> None:
+    tables = load_cost_model("b300x4-dsv4-flash-vllm").tables(300, 40)
+
+    def read(values: Any, slope: float, size: int) -> float:
+        last = len(values) - 1
+        return float(values[min(size, last)]) + slope * max(size - last, 0)
+
+    forward = read(tables.verify_s, tables.verify_slope_s, tokens)
+    extra = tables.context_s * (context - requests * tables.context_reference_tokens)
+    draft = read(tables.draft_s, tables.draft_slope_s, drafted)
+    step_s = max(forward + extra, 0.25 * forward) + draft + tables.host_s
+    assert decode_step_seconds(tables, tokens, requests, drafted, context) == pytest.approx(
+        step_s, rel=1e-12
+    )
 
 
 @pytest.mark.example

@@ -10,7 +10,7 @@ from sglang_dspark.core.cost import CostModel, decode_cost_model
 from sglang_dspark.core.policy import parse_policy
 from simulator.acceptance import load_acceptance
 from simulator.config import EngineConfig
-from simulator.fleet import Scenario
+from simulator.scenario import Scenario
 from traces import Trace
 
 PROFILE = load_acceptance("dspark-qwen3-4b")

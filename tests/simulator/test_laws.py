@@ -11,9 +11,10 @@ import pytest
 from scenes import cost_model, scenario, trace
 from scipy import stats
 
-from simulator.fleet import Outcome, simulate
+from simulator.fleet import simulate
 from simulator.layout import COMPLETED, DECODE_STEP, REJECTED, Records
 from simulator.metrics import request_times
+from simulator.scenario import Outcome
 
 SERVICE_S = 0.1
 
@@ -185,7 +186,9 @@ def test_a_dearer_engine_is_never_faster() -> None:
     quick = simulate(scenario("fixed", trace(300)))
     slower = simulate(scenario("fixed", trace(300), cost_model=slow))
     assert slower.memories[0].state["now_s"][0] >= quick.memories[0].state["now_s"][0]
-    assert request_times(slower.requests)["e2e"].mean() > request_times(quick.requests)["e2e"].mean()
+    assert (
+        request_times(slower.requests)["e2e"].mean() > request_times(quick.requests)["e2e"].mean()
+    )
 
 
 @pytest.mark.example

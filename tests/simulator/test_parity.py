@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import scenario, trace
 
-from simulator.fleet import Scenario, simulate
+from simulator.fleet import simulate
 from simulator.layout import Records
 from simulator.reference import ReferenceEngine
+from simulator.scenario import Scenario
 
 POLICIES = ["none", "fixed", "fixed:3", "threshold", "early_stop", "global", "sglang"]
 REQUEST_FIELDS = (

@@ -1,0 +1,140 @@
+"""Requests per CPU-second of a replay, and its peak memory.
+
+    python benchmarks/replay_speed.py
+
+Poisson arrivals at 6.45 req/s with the lengths of the Azure 2023 conversation trace (of
+``../shared/data/traces`` where that is present, else of the shipped ``chat`` trace), one replica.
+Each case runs in a process of its own, three times; compilation is excluded, the best run counts,
+because other work on the machine can only slow a run down. Writes
+``benchmarks/results/replay_speed.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sglang_dspark.core.cost import load_cost_model
+from sglang_dspark.core.policy import parse_policy
+from sglang_dspark.files import make_folder, write_json
+from simulator.acceptance import load_acceptance
+from simulator.fleet import simulate
+from simulator.scenario import Scenario
+from simulator.study import warm_up
+from traces import Trace, load_trace
+
+ROOT = Path(__file__).resolve().parents[1]
+AZURE = ROOT.parent / "shared" / "data" / "traces" / "azure2023_conv.csv"
+RATE = 6.45
+COST_MODEL = "h100-qwen3-8b-analytic"
+CASES = [
+    (policy, requests) for policy in ("none", "fixed", "global") for requests in (10_000, 100_000)
+]
+
+
+def lengths() -> tuple[str, np.ndarray, np.ndarray]:
+    """(where from, prompt tokens, output tokens)."""
+    if AZURE.exists():
+        rows = np.loadtxt(AZURE, delimiter=",", skiprows=1, usecols=(1, 2), dtype=np.int64)
+        return "azure2023_conv", rows[:, 0], np.maximum(rows[:, 1], 1)
+    chat = load_trace(ROOT / "traces" / "chat.jsonl")
+    return "traces/chat.jsonl", chat.prompt_tokens, chat.output_tokens
+
+
+def poisson_trace(n: int) -> Trace:
+    """``n`` requests: lengths drawn in pairs, exponential gaps, fixed seed."""
+    rng = np.random.default_rng(20260724)
+    _, prompt, output = lengths()
+    rows = rng.integers(0, prompt.size, n)
+    empty = np.zeros(0, dtype=np.int64)
+    return replace(
+        load_trace(ROOT / "traces" / "chat.jsonl").head(1),
+        request_id=[str(i) for i in range(n)],
+        arrival_s=np.cumsum(rng.exponential(1 / RATE, n)),
+        prompt_tokens=prompt[rows],
+        output_tokens=output[rows],
+        domain=np.zeros(n, dtype=np.int32),
+        domain_names=("chat",),
+        session=np.full(n, -1, dtype=np.int64),
+        temperature=np.full(n, np.nan),
+        priority=np.zeros(n, dtype=np.int64),
+        slo=np.full(n, -1, dtype=np.int32),
+        slo_names=(),
+        prefix_offsets=np.zeros(n + 1, dtype=np.int64),
+        prefix_blocks=empty,
+        n_blocks=0,
+        block_tokens=0,
+    )
+
+
+def measure(policy: str, requests: int) -> dict[str, object]:
+    """One case in this process."""
+    scenario = Scenario(
+        trace=poisson_trace(requests),
+        cost_model=load_cost_model(COST_MODEL),
+        acceptance=load_acceptance("dspark-qwen3-4b"),
+        policy=parse_policy(policy),
+    )
+    warm_up(scenario)
+    best_s = float("inf")
+    for _ in range(3):
+        started = time.process_time()
+        outcome = simulate(scenario)
+        best_s = min(best_s, time.process_time() - started)
+    state = outcome.memories[0].state[0]
+    return {
+        "policy": policy,
+        "requests": requests,
+        "requests_per_cpu_s": round(requests / best_s),
+        "steps_per_cpu_s": round(int(state["steps"]) / best_s),
+        "mean_batch": round(float(state["request_steps"] / state["decode_steps"]), 2),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def main() -> None:
+    """Run every case and print the table."""
+    rows = []
+    for policy, requests in CASES:
+        command = [sys.executable, __file__, policy, str(requests)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        rows.append(json.loads(done.stdout))
+        print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+    )
+    result = {
+        "command": "python benchmarks/replay_speed.py",
+        "commit": commit.stdout.strip(),
+        "hardware": f"{platform.machine()}, {processor()}",
+        "python": platform.python_version(),
+        "cost_model": COST_MODEL,
+        "lengths": lengths()[0],
+        "rate_req_s": RATE,
+        "cases": rows,
+    }
+    write_json(make_folder(ROOT / "benchmarks" / "results") / "replay_speed.json", result)
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((li.split(":")[1].strip() for li in text.splitlines() if "model name" in li), "")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    else:
+        main()
