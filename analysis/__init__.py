@@ -2,7 +2,8 @@
 
 Read in this order:
 
-- ``analysis.compare``: the command, and how one page is put together
+- ``analysis.compare``: the command, and which panels a page has
+- ``analysis.page``: heading, legend, footer around them
 - ``analysis.panels``: what each panel draws
 - ``analysis.series``: which lines there are, and what they are called
 - ``analysis.replays``: result folders, checked, as numbers

@@ -67,7 +67,7 @@ class Settings:
     provenance: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Replay:
     """One result folder."""
 
@@ -144,8 +144,10 @@ def _runs(file: Path, columns: list[str]) -> Iterator[tuple[str, int | None, pa.
                     at_load = pc.field("concurrency") == concurrency
                     if concurrency is None:
                         at_load = pc.field("concurrency").is_null()
-                    yield policy, concurrency, table.filter(
-                        (pc.field("policy").cast(pa.string()) == policy) & at_load
+                    yield (
+                        policy,
+                        concurrency,
+                        table.filter((pc.field("policy").cast(pa.string()) == policy) & at_load),
                     )
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0].rstrip(".")

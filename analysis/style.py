@@ -74,7 +74,7 @@ SPARE_LOOKS = (
 )
 """For the second folder's policies and for parameters of a policy already drawn."""
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so pages do not depend on the machine
     "font.size": 8.5,
     "text.color": INK,

@@ -5,10 +5,20 @@ Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted. Knows
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one sentence too; parse inside ``run_command``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``ValueError`` instead of printing the whole usage."""
+        raise ValueError(f"{message}; see --help")
 
 
 def run_command(name: str, main: Callable[[], int | None]) -> int:

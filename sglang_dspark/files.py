@@ -69,9 +69,16 @@ def decode_record(value: Any, kind: type[T], *, where: str) -> T:
 
 def _refuse_unknown_keys(value: Any, kind: Any, where: str) -> None:
     """msgspec drops unknown keys of dataclasses silently; here they are errors, at any depth."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kinds = [k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [k for k in arguments if dataclasses.is_dataclass(k)]
         kind = kinds[0] if len(kinds) == 1 else None
+    if origin in (list, tuple) and isinstance(value, list) and arguments:
+        for i, inner in enumerate(value):
+            _refuse_unknown_keys(inner, arguments[0], f"{where}[{i}]")
+    if origin is dict and isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_unknown_keys(inner, arguments[1], f"{where}: {key}")
     if not (dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         return
     hints = typing.get_type_hints(kind)

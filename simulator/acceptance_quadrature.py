@@ -135,9 +135,12 @@ def solve_mean_logits(
 
 def shifted_to_length(truth: Truth, length: float) -> Truth:
     """The truth with all mean logits moved alike so that the accepted length is ``length``."""
+    longest = 1 + len(truth.mean_logit)
+    if not 1.0 < length < longest:
+        raise ValueError(f"accepted length {length:g} cannot be; it must lie inside (1, {longest})")
 
     def moved(shift: float) -> Truth:
         return replace(truth, mean_logit=truth.mean_logit + shift)
 
-    shift = brentq(lambda s: accepted_length(moved(s)) - length, -4.0, 4.0, xtol=1e-9)
+    shift = brentq(lambda s: accepted_length(moved(s)) - length, -30.0, 30.0, xtol=1e-9)
     return moved(shift)

@@ -62,7 +62,7 @@ def format_table(rows: Sequence[Row]) -> str:
         if concurrency is not None:
             lines.append(f"concurrency {concurrency}")
         for part in (0, 1):
-            heads = (c[part].rjust(w) for c, w in zip(_COLUMNS, widths, strict=True))
+            heads = (str(c[part]).rjust(w) for c, w in zip(_COLUMNS, widths, strict=True))
             lines.append("  ".join([("policy" if part else "").ljust(width), *heads]).rstrip())
         for name, cell in zip(names, cells, strict=True):
             texts = (t.rjust(w + 1) for t, w in zip(cell, widths, strict=True))
@@ -94,15 +94,16 @@ def format_verdicts(summary: dict[str, Any]) -> str:
                 f"{worst[status]} of {first['requests']} requests {_REASONS[status]} "
                 f"(policy {worst['policy']})"
             )
-    for entry in summary["differences"]:
+    sweep = len({row["concurrency"] for row in summary["policies"]}) > 1
+    if sweep:
+        lines.append("Paired differences with confidence intervals at each load: summary.json")
+    for entry in [] if sweep else summary["differences"]:
         tpot, e2e = entry["tpot_ms"], entry["e2e_ms"]
-        if tpot is None or e2e is None:
-            continue
-        at = "" if entry["concurrency"] is None else f" at concurrency {entry['concurrency']}"
-        lines.append(
-            f"{entry['policy']} - {entry['versus']}{at}: TPOT {_interval(tpot)} ms, "
-            f"e2e {_interval(e2e)} ms (95 %, paired)"
-        )
+        if tpot is not None and e2e is not None:
+            lines.append(
+                f"{entry['policy']} - {entry['versus']}: TPOT {_interval(tpot)} ms, "
+                f"e2e {_interval(e2e)} ms (95 %, paired)"
+            )
     return "\n".join(lines)
 
 

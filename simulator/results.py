@@ -99,13 +99,16 @@ class ResultFolder:
 
     def part(self, kind: str, number: int) -> PartWriter:
         """The writer of run ``number``'s part of ``requests`` or ``steps``."""
-        return PartWriter(self.parts / f"{kind}-{number:04d}.parquet")
+        return PartWriter(self._part_path(kind, number))
 
-    def finish(self, summary: dict[str, Any], config: Any) -> None:
-        """Join the parts, write summary and configuration, and drop the temporary folder."""
+    def _part_path(self, kind: str, number: int) -> Path:
+        return self.parts / f"{kind}-{number:04d}.parquet"
+
+    def finish(self, runs: Sequence[int], summary: dict[str, Any], config: Any) -> None:
+        """Join the parts of ``runs``, write summary and configuration, drop the rest."""
         try:
             for kind in ("requests", "steps"):
-                self._join(kind)
+                self._join(kind, runs)
             write_json(self.path / "config.json", config)
             write_json(self.path / "summary.json", summary)
         except OSError as error:
@@ -117,9 +120,9 @@ class ResultFolder:
         """Remove the parts; whatever result stood in the folder before stays."""
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _join(self, kind: str) -> None:
+    def _join(self, kind: str, runs: Sequence[int]) -> None:
         goal = self.path / f"{kind}.parquet"
-        parts = sorted(self.parts.glob(f"{kind}-*.parquet"))
+        parts = [path for path in (self._part_path(kind, run) for run in runs) if path.exists()]
         if not parts:
             goal.unlink(missing_ok=True)
             return

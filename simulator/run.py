@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 import sglang_dspark
-from sglang_dspark.cli import run_command
+from sglang_dspark.cli import Parser, run_command
 from simulator.metrics import paired_difference
 from simulator.report import format_table, format_verdicts
 from simulator.results import ResultFolder
@@ -27,10 +27,8 @@ from simulator.run_config import RunConfig, Study, load_run_config, load_study, 
 from simulator.study import RunResult, perform
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulator.run", description=__doc__.split("\n")[0]
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m simulator.run", description=__doc__.split("\n")[0])
     parser.add_argument("trace", nargs="?", help="request trace, NAME.jsonl")
     parser.add_argument(
         "--policy",
@@ -53,11 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
     parser.add_argument("--config", metavar="FILE", help="JSON with these settings and 'engine'")
-    parser.add_argument(
-        "--check", action="store_true", help="verify the conservation laws as it runs"
-    )
+    parser.add_argument("--check", action="store_true", help="verify conservation laws too")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
-    return parser  # fmt: skip
+    return parser
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -149,7 +145,7 @@ def _command(arguments: argparse.Namespace) -> int:
                 on_progress=lambda sent: bar.update(sent - bar.n) and None,
             )
         summary = summarise(study, results, interrupted)
-        folder.finish(summary, config)
+        folder.finish([result.number for result in results], summary, config)
     finally:
         folder.discard()
     for result in results:
@@ -174,8 +170,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command("simulator.run", lambda: _command(arguments))
+    return run_command("simulator.run", lambda: _command(_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

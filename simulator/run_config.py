@@ -16,12 +16,12 @@ from sglang_dspark.files import read_record
 from simulator.acceptance import DEFAULT_PROFILE, load_acceptance
 from simulator.config import EngineConfig
 from simulator.scenario import Scenario
-from simulator.slo import parse_slo
+from simulator.slo import bounds_s, parse_slo
 from simulator.study import Run
 from traces import Trace, load_trace
 
 DEFAULT_POLICIES = ("none", "fixed", "threshold", "early_stop", "global", "sglang")
-DEFAULT_COST_MODEL = "h200-qwen3-14b-sglang-pr35413"
+DEFAULT_COST_MODEL = "h200-qwen3-14b-analytic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,7 @@ def load_study(config: RunConfig) -> Study:
         for concurrency in (config.concurrency or (None,))
         for label, policy in policies
     ]
+    bounds_s(trace, slo)
     for run in runs:
         run.scenario.check()
     return Study(config=config, trace=trace, cost_model=cost_model, runs=tuple(runs))

@@ -46,6 +46,8 @@ class Run:
 class RunResult:
     """What a run leaves in memory; the rest is in the result folder."""
 
+    number: int
+    """Its place in the list of runs."""
     row: dict[str, Any]
     """Its entry in ``summary.json``."""
     requests: Records
@@ -72,10 +74,15 @@ def saturated_rate(scenario: Scenario) -> float | None:
         return None
     full = dataclasses.replace(scenario, concurrency=clients, step_capacity=0)
     outcome = simulate(full)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
     finish_s = np.sort(outcome.requests["finish_s"][outcome.requests["status"] == COMPLETED])
-    if outcome.interrupted or finish_s.size < 3 * clients:
+    if finish_s.size < 3 * clients:
         return None
     return float((finish_s.size - 2 * clients) / (finish_s[-clients] - finish_s[clients]))
+
+
+_NO_LOAD: dict[str, Any] = dict.fromkeys(("offered_req_s", "capacity_req_s", "load", "saturated"))
 
 
 def _load(outcome: Outcome) -> dict[str, Any]:
@@ -84,7 +91,7 @@ def _load(outcome: Outcome) -> dict[str, Any]:
     arrival_s = outcome.requests["arrival_s"]
     span_s = float(arrival_s.max() - arrival_s.min())
     if scenario.concurrency is not None or span_s <= 0 or outcome.interrupted:
-        return dict.fromkeys(("offered_req_s", "capacity_req_s", "load", "saturated"))
+        return _NO_LOAD
     offered = (arrival_s.size - 1) / span_s
     capacity = saturated_rate(scenario)
     return {
@@ -113,8 +120,6 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
     def on_steps(replica: int, records: Records) -> None:
         if steps is not None:
             steps.write(steps_table(replica, records, label))
-        if stop.is_set():
-            raise KeyboardInterrupt
 
     capacity = STEP_CAPACITY if folder else 0
     scenario = dataclasses.replace(run.scenario, step_capacity=capacity)
@@ -126,13 +131,18 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
         part = folder.part("requests", number)
         part.write(requests_table(outcome, label))
         part.close()
-    row = label | measure(outcome, run.slo) | _load(outcome)
+    try:
+        load, interrupted = _load(outcome), outcome.interrupted
+    except KeyboardInterrupt:
+        load, interrupted = _NO_LOAD, True
+    row = label | measure(outcome, run.slo) | load
     state = np.concatenate([memory.state for memory in outcome.memories])
     return RunResult(
+        number=number,
         row=row,
         requests=outcome.requests,
         cpu_s=cpu_s,
-        interrupted=outcome.interrupted,
+        interrupted=interrupted,
         tokens_range=(int(state["least_tokens"].min()), int(state["most_tokens"].max())),
         most_requests=int(state["most_requests"].max()),
     )
@@ -178,7 +188,10 @@ def perform(
         _shared.update(counter=_Watched(counter, on_progress), stop=stop)
         results = []
         for number, run in enumerate(runs):
-            results.append(_perform(run, number, folder, check))
+            try:
+                results.append(_perform(run, number, folder, check))
+            except KeyboardInterrupt:
+                return results, True
             if results[-1].interrupted:
                 return results, True
         return results, False
@@ -198,7 +211,7 @@ def perform(
                     future.cancel()
                 waiting = {future for future in waiting if not future.cancelled()}
         results = [future.result() for future in futures if not future.cancelled()]
-    return results, interrupted
+    return results, interrupted or any(result.interrupted for result in results)
 
 
 class _Watched:

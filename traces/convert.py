@@ -160,7 +160,7 @@ def _main(argv: Sequence[str] | None) -> int:
         command=shlex.join(["python", "-m", "traces.convert", *words]),
     )
     for reason, count in imported.notes.items():
-        print(f"traces.convert: {count} rows: {reason}", file=sys.stderr)
+        print(f"traces.convert: {reason}: {count}", file=sys.stderr)
     print(f"{args.out}: {len(trace)} requests over {trace.arrival_s[-1] / 60:.1f} minutes ({kind})")
     return 0
 

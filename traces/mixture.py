@@ -217,4 +217,4 @@ def load_mixture(name_or_path: str) -> tuple[Mixture, Path]:
 
 def _field_names() -> list[str]:
     kinds = (Mixture, Domain, Sessions, SystemPrompt, Quantiles, Lognormal, Gamma, Diurnal, Bursty)
-    return sorted({name for kind in kinds for name in kind.__struct_fields__})
+    return sorted({"process", "kind", *(n for kind in kinds for n in kind.__struct_fields__)})

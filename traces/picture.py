@@ -131,6 +131,11 @@ def _draw_dispersion(axes: Axes, trace: Trace) -> None:
         if len(counts) >= 10 and counts.sum():
             windows.append(float(window_s))
             indices.append(float(counts.var() / counts.mean()))
+    if not windows:
+        # Every array here is empty, which a logarithmic axis refuses.
+        axes.text(0.5, 0.5, "too short to tell", ha="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return
     axes.plot(windows, indices, "o-", color=_COLOURS[0], markersize=3, label="this trace")
     axes.axhline(1, color="black", linewidth=1, linestyle="--", label="Poisson")
     axes.set_xscale("log")

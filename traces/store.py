@@ -141,7 +141,7 @@ def _problem(line: bytes, decoder_says: str) -> str:
     """Why a line is not a request: value, constraint, remedy."""
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also Python's limit on the digits of a number
         return f"not valid JSON ({decoder_says}); a trace holds one JSON object a line: mend it"
     if not isinstance(record, dict):
         return f"{shown(record)} is not a JSON object; a trace holds one object a line"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,6 @@ def write_lines(path: Path, *records: object, block_tokens: int | None = None) -
         write_trace(path, requests, source="hand", command="none", block_tokens=block_tokens)
         path.write_bytes(b"".join(line + b"\n" for line in lines))
         meta = json.loads(meta_path(path).read_text())
-        import hashlib
-
         meta["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
         meta_path(path).write_text(json.dumps(meta))
     return path
@@ -167,6 +166,7 @@ WRONG_LINES: list[tuple[object, str]] = [
     (GOOD, "request_id 'a' was used before, at .*t.jsonl:1;"),
     (GOOD | {"request_id": "b", "temperature": -0.5}, "temperature -0.5 must be a finite"),
     (GOOD | {"request_id": "b", "prefix_hashes": [1]}, 'prefix_hashes without block_tokens; .*"bl'),
+    (b'{"request_id": ' + b"9" * 5000 + b"}", "not valid JSON"),
     (b'{"request_id":"\xff"}', "byte 0xff is not UTF-8"),
 ]
 
@@ -255,6 +255,6 @@ def test_a_sidecar_that_cannot_be_written_leaves_the_old_trace(tmp_path: Path) -
     meta_path(tmp_path / "t.jsonl").unlink()
     meta_path(tmp_path / "t.jsonl").mkdir()
     with pytest.raises(ValueError, match="cannot write: Is a directory"):
-        write_trace(tmp_path / "t.jsonl", [good] * 1, source="y", command="y")
+        write_trace(tmp_path / "t.jsonl", [good], source="y", command="y")
     assert (tmp_path / "t.jsonl").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.jsonl", "t.meta.json"]

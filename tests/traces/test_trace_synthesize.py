@@ -1,4 +1,4 @@
-"""Synthetic traces: determinism, arrival processes, conversations, wrong mixtures, shipped files."""
+"""Synthetic traces: determinism, arrivals, conversations, wrong mixtures, shipped files."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_diurnal_rate_peaks_when_told() -> None:
     process = Diurnal(amplitude=0.8, period_s=1000, peak_s=300)
     times = arrival_times(process, rate_req_s=50, span_s=1000, rng=stream(3, "x"))
     counts = window_counts(np.concatenate([[0.0], times]), 100.0)
-    # The sine is highest a quarter period after it crosses upward, which is at the peak itself.
+    # The peak and the trough, at 300 and 800 s, are each an edge between two windows.
     assert int(counts.argmax()) in (2, 3)
     assert int(counts.argmin()) in (7, 8)
     assert counts.max() / counts.min() == pytest.approx(1.75 / 0.25, rel=0.35)
@@ -250,7 +250,7 @@ def test_options_replace_what_the_mixture_says(tmp_path: Path) -> None:
 
 
 WRONG_MIXTURES: list[tuple[dict[str, Any], str]] = [
-    ({"rate": 3}, "unknown field `rate`; did you mean 'rate_req_s'"),
+    ({"rate_reqs": 3}, "unknown field `rate_reqs`; did you mean 'rate_req_s'"),
     (
         {"domain": {"arival": 3}},
         r"unknown field `arival` - at `\$.domains\[0\]`; did you mean 'arr",

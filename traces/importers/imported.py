@@ -85,9 +85,14 @@ def json_object(where: str, line: str) -> dict[str, Any]:
     """The object on a line. Infinity and NaN pass: servers write them beside the counts."""
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        said = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise ValueError(f"{where}: not valid JSON ({said}); mend or remove the line") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not valid JSON ({error.msg}); mend or remove the line"
+        ) from None
+    except (ValueError, RecursionError):  # also Python's limit on the digits of a number
+        raise ValueError(
+            f"{where}: nested too deep or a number too long; mend or remove the line"
+        ) from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: {shown(record)} is not a JSON object; mend or remove the line")
     return record

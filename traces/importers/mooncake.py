@@ -20,7 +20,7 @@ def read_mooncake(path: Path, *, block_tokens: int = BLOCK_TOKENS) -> Imported:
     for number, (where, record) in enumerate(json_lines(path)):
         prompt_tokens = tokens(where, record, "input_length")
         hashes = record.get("hash_ids", [])
-        if not isinstance(hashes, list) or not all(isinstance(h, int | str) for h in hashes):
+        if not isinstance(hashes, list) or not all(type(h) in (int, str) for h in hashes):
             raise ValueError(
                 f"{where}: hash_ids {shown(hashes)} must be a list of numbers or texts"
             )

@@ -119,8 +119,8 @@ def _sglang(where: str, record: dict[str, Any], by_received: bool) -> Request | 
             f"{where}: neither request_received_ts nor timestamp with e2e_latency, so no arrival; "
             "log with --log-requests-format json, or run the server with --enable-metrics"
         )
-    asked = record.get("obj") if isinstance(record.get("obj"), dict) else {}
-    assert isinstance(asked, dict)
+    obj = record.get("obj")
+    asked: dict[str, Any] = obj if isinstance(obj, dict) else {}
     sampling = asked.get("sampling_params")
     session = asked.get("session_id")
     if session is None and isinstance(asked.get("session_params"), dict):

@@ -1,0 +1,284 @@
+"""The command: what it prints and writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from simulator.run import main
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICIES = ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang"]
+FILES = ["config.json", "requests.parquet", "steps.parquet", "summary.json"]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """The first 150 requests of the shipped chat trace, without its sidecar's prefixes."""
+    path = tmp_path / "short.jsonl"
+    lines = (ROOT / "traces" / "chat.jsonl").read_text().splitlines()[:150]
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row.pop("prefix_hashes", None)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.example
+def test_the_default_run_compares_six_policies(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(trace), "--out", str(out), "--jobs", "1", "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[4:10]] == POLICIES
+    assert "below saturation" in printed
+    assert "*" in printed
+    assert sorted(p.name for p in out.iterdir()) == FILES
+    requests = pq.read_table(out / "requests.parquet")
+    assert requests.num_rows == 6 * 150
+    assert set(requests["status"].to_pylist()) == {"completed"}
+    steps = pq.read_table(out / "steps.parquet")
+    assert set(steps["policy"].to_pylist()) == set(POLICIES)
+
+
+@pytest.mark.example
+def test_json_prints_one_object_with_the_documented_fields(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main([str(trace), "--json", "--policy", "global", "--out", str(tmp_path / "o")])
+    found = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert found.keys() >= {"trace", "cost_model", "acceptance", "seed", "gpus", "policies"}
+    row = found["policies"][0]
+    assert row.keys() >= {
+        "policy", "requests", "completed", "output_tok_s", "tok_s_user_p50", "ttft_ms", "tpot_ms",
+        "itl_ms", "e2e_ms", "slo_attainment", "slo_goodput_req_s", "accept_len_mean",
+        "verify_tokens_per_request_step", "steps", "utilisation", "saturated", "cpu_s",
+    }  # fmt: skip
+    assert row["ttft_ms"].keys() == row["itl_ms"].keys() == {"p50", "p90", "p99"}
+    assert row["completed"] == 150
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.law
+def test_the_result_folder_is_the_same_bytes_for_any_number_of_jobs(
+    trace: Path, tmp_path: Path
+) -> None:
+    for jobs in ("1", "2"):
+        flags = ["--policy", "fixed", "--policy", "global", "--seed", "3"]
+        assert main([str(trace), *flags, "--jobs", jobs, "--out", str(tmp_path / jobs)]) == 0
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+@pytest.mark.law
+def test_a_result_s_config_repeats_the_run(trace: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    flags = ["--policy", "fixed:2", "--rate", "3", "--concurrency", "2,4", "--slo", "300:9"]
+    assert main([str(trace), *flags, "--out", str(first)]) == 0
+    assert main(["--config", str(first / "config.json"), "--out", str(again)]) == 0
+    assert contents(first) == contents(again)
+
+
+@pytest.mark.example
+def test_a_policy_file_with_calibration_replays(trace: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "tuned.json"
+    calibration = {"temperatures": [1.2] * 7, "biases": [-0.1] * 7}
+    policy.write_text(
+        json.dumps({"schema_version": 1, "policy": "global", "calibration": calibration})
+    )
+    flags = ["--policy", str(policy), "--policy", "global", "--rate", "40"]
+    assert main([str(trace), *flags, "--out", str(tmp_path / "o")]) == 0
+    rows = json.loads((tmp_path / "o" / "summary.json").read_text())["policies"]
+    assert [row["policy"] for row in rows] == ["tuned", "global"]
+    verified = [row["verify_tokens_per_request_step"] for row in rows]
+    assert verified[0] < verified[1], "lower confidences must verify less"
+
+
+GOOD_LINE = '{"request_id":"a","arrival_s":0,"prompt_tokens":9,"output_tokens":3}\n'
+
+
+def refuse(
+    capsys: pytest.CaptureFixture[str], folder: Path, arguments: list[str], *parts: str
+) -> None:
+    """The command exits with 2, one line on stderr naming ``parts``, and leaves no result."""
+    before = sorted(p for p in folder.rglob("*") if "given" not in p.parts)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    for part in parts:
+        assert part in lines[0], lines[0]
+    assert sorted(p for p in folder.rglob("*") if "given" not in p.parts) == before
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["no request"]),
+        (GOOD_LINE + '{"request_id":"b","arr', [":2"]),
+        ('{"request_id":"a","arrival_s":0,"prompt_tokens":9}\n', [":1", "output_tokens"]),
+        (GOOD_LINE.replace(":9", ":-9"), [":1", "-9", "prompt_tokens"]),
+        (GOOD_LINE.replace(":9", ":NaN"), [":1"]),
+        (GOOD_LINE.replace('"arrival_s":0', '"arrival_s":1e999'), [":1"]),
+        (GOOD_LINE.replace(":3", ":0"), [":1", "output_tokens"]),
+        (GOOD_LINE.replace(":3", ":3.5"), [":1", "output_tokens"]),
+        (GOOD_LINE.replace(":0", ":5") + GOOD_LINE.replace('"a"', '"b"'), [":2", "arrival_s"]),
+        (GOOD_LINE + GOOD_LINE, [":2", "'a'"]),
+        (GOOD_LINE.replace("}", ',"tempreature":1}'), [":1", "tempreature", "temperature"]),
+        (GOOD_LINE.replace("}", ',"prefix_hashes":[1]}'), ["block_tokens"]),
+        (GOOD_LINE.replace("}", ',"slo":"hurried"}'), ["hurried", "interactive"]),
+        (GOOD_LINE.replace(":9", ":900000000"), ["no request fits", "900000000"]),
+        ("\ufeff\x00", [":1"]),
+    ],
+)
+def test_a_wrong_trace_is_one_sentence_and_status_2(
+    text: str, parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wrong.jsonl"
+    path.write_text(text, encoding="utf-8")
+    flags = ["--out", str(tmp_path / "out"), "--jobs", "1"]
+    refuse(capsys, tmp_path, [str(path), *flags], "wrong.jsonl", *parts)
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (["--policy", "globl"], ["globl", "global", "early_stop"]),
+        (["--policy", "fixed:9"], ["fixed:9", "7"]),
+        (["--policy", "fixed:x"], ["fixed:x"]),
+        (["--policy", "threshold:1.5"], ["1.5", "between 0 and 1"]),
+        (["--policy", "none:3"], ["none:3"]),
+        (["--policy", "fixed", "--policy", "fixed"], ["fixed", "twice"]),
+        (["--policy", "absent.json"], ["absent.json"]),
+        (["--cost-model", "h100"], ["h100", "h100-qwen3-8b-analytic"]),
+        (["--acceptance", "dspark"], ["dspark", "dspark-qwen3-4b"]),
+        (["--slo", "fast"], ["fast", "interactive"]),
+        (["--slo=-5:3"], ["-5:3", "above 0"]),
+        (["--rate", "0"], ["0", "above 0"]),
+        (["--rate", "nan"], ["nan"]),
+        (["--concurrency", "0"], ["0", "at least 1"]),
+        (["--concurrency", "4,4"], ["4", "twice"]),
+        (["--replicas", "0"], ["0", "at least 1"]),
+        (["--seed", "-1"], ["-1"]),
+        (["--jobs", "0"], ["0", "at least 1"]),
+        (["--seed", "one"], ["--seed", "'one'"]),
+        (["--polcy", "none"], ["--polcy", "--help"]),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_and_status_2(
+    flags: list[str], parts: list[str], trace: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    refuse(capsys, tmp_path, [str(trace), *flags, "--out", str(tmp_path / "out")], *parts)
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ({"trace": "x.jsonl", "polices": []}, ["polices", "policies"]),
+        ({"trace": "x.jsonl", "engine": {"page_size": 0}}, ["page_size", "at least 1"]),
+        ({"trace": "x.jsonl", "engine": {"page_sise": 1}}, ["page_sise", "page_size"]),
+        ({"trace": "x.jsonl", "rate": "fast"}, ["rate"]),
+        ({"policies": ["none"]}, ["trace"]),
+        ([], ["config.json"]),
+    ],
+)
+def test_a_wrong_configuration_names_the_key(
+    value: Any, parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(value))
+    refuse(capsys, tmp_path, ["--config", str(path), "--out", str(tmp_path / "out")], *parts)
+
+
+@pytest.mark.example
+def test_a_cost_model_with_decreasing_probes_is_refused(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = ROOT / "sglang_dspark" / "cost_models" / "b300x4-dsv4-flash-vllm.json"
+    model = json.loads(shipped.read_text())
+    model["table"]["seconds"][5] = model["table"]["seconds"][4] / 2
+    path = tmp_path / "noisy.json"
+    path.write_text(json.dumps(model))
+    flags = ["--cost-model", str(path), "--out", str(tmp_path / "out")]
+    refuse(capsys, tmp_path, [str(trace), *flags], "noisy.json", "must not decrease", "tokens")
+
+
+@pytest.mark.example
+def test_missing_directory_and_unwritable_targets_are_refused(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refuse(capsys, tmp_path, [str(tmp_path / "absent.jsonl")], "absent.jsonl", "No such file")
+    refuse(capsys, tmp_path, [str(tmp_path)], str(tmp_path))
+    blocked = str(trace / "out")  # below a file
+    refuse(capsys, tmp_path, [str(trace), "--out", blocked], "Not a directory")
+    refuse(capsys, tmp_path, [], "no trace given")
+
+
+def command(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "simulator.run", *arguments],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_full_disk_leaves_the_earlier_result_alone(
+    jobs: str, trace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(trace), "--policy", "fixed", "--out", str(out)]) == 0
+    before = contents(out)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    flags = ["--seed", "1", "--policy", "fixed", "--policy", "none", "--jobs", jobs]
+    process = command(str(trace), *flags, "--out", str(out), preexec_fn=limit)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert "cannot write" in errors.splitlines()[-1]
+    assert contents(out) == before
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_leaves_a_partial_result_marked_as_such(jobs: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = command(
+        "traces/mixed.jsonl", "--out", str(out), "--jobs", jobs, "--policy", "global",
+        "--policy", "fixed", "--concurrency", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16",
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(out.glob("parts.tmp/steps-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "INTERRUPTED" in printed
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["interrupted"] is True
+    assert 0 < len(summary["policies"]) <= 32
+    assert sorted(p.name for p in out.iterdir()) == FILES
+    assert pq.read_table(out / "requests.parquet").num_rows > 0
