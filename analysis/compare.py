@@ -33,6 +33,8 @@ from simulator.layout import Records
 from simulator.metrics import request_times
 from simulator.slo import Slo, parse_slo
 
+_BUDGET = "Verification budget, anchor included"
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -112,15 +114,16 @@ def _latency_panels(
     series: Sequence[Series], requests: dict[str, Records], load: int | None, slo: Slo | None
 ) -> list[Panel]:
     times = {label: request_times(rows) for label, rows in requests.items()}
-    at = "" if load is None else f" at {plain_number(load)}"
+    at = "" if load is None else f" at {plain_number(load)} concurrent requests"
     bounds_s = {"ttft": slo.ttft_ms / 1e3, "tpot": slo.tpot_ms / 1e3} if slo else {}
     return [
         (
-            name + at,
+            name,
             partial(
                 draw_cdf,
                 series=series,
                 times_s={label: values[key] for label, values in times.items()},
+                at=at,
                 bound_s=bounds_s.get(key),
             ),
         )
@@ -135,7 +138,7 @@ def _latency_panels(
 def _sweep_panels(series: Sequence[Series], slo: Slo | None) -> list[Panel]:
     return [
         _frontier_panel(series, slo),
-        ("Verification budget", partial(draw_budget, series=series)),
+        (_BUDGET, partial(draw_budget, series=series)),
         ("Throughput", partial(draw_throughput, series=series)),
     ]
 
@@ -161,7 +164,7 @@ def _single_panels(
     throughput = partial(draw_profile, series=series, profiles=profiles, gpus_per_replica=gpus)
     in_system = partial(draw_in_system, series=series, requests=requests)
     last = ("Load over time", in_system) if load is None else _frontier_panel(series, slo)
-    return [("Verification budget", budget), ("Decode throughput", throughput), last]
+    return [(_BUDGET, budget), ("Decode throughput", throughput), last]
 
 
 def _command(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from analysis.replays import Replay
 from analysis.series import Series, short_name
@@ -23,9 +24,10 @@ Panel = tuple[str, Callable[[Axes], None]]
 """A title, and what draws below it."""
 
 _WIDTH_IN, _PANELS_IN = 10.0, 6.2
-_HEADING_LINE_IN, _LEGEND_LINE_IN, _FOOTER_LINE_IN, _MARGIN_IN = 0.24, 0.19, 0.145, 0.1
-_HEADING_CHARACTERS, _FOOTER_CHARACTERS = 95, 160
-_LETTER_IN, _HANDLE_IN = 0.075, 0.75
+_HEADING_LINE_IN, _LEGEND_LINE_IN, _FOOTER_LINE_IN, _MARGIN_IN = 0.24, 0.19, 0.155, 0.1
+_HEADING_CHARACTERS, _FOOTER_CHARACTERS = 95, 165
+_HANDLE_IN = 0.68
+"""Of a legend entry, beside its label."""
 
 
 def compose(
@@ -33,17 +35,12 @@ def compose(
 ) -> Figure:
     """The page, inside ``analysis.style.page_style``."""
     heading = textwrap.wrap(_heading(replays, subject), _HEADING_CHARACTERS)
-    footer = [
-        line
-        for part in provenance(replays)
-        for line in textwrap.wrap(part, _FOOTER_CHARACTERS, break_on_hyphens=False)
-    ]
-    widest_in = _HANDLE_IN + _LETTER_IN * max(len(one.label) for one in series)
-    columns = max(1, min(len(series), int((_WIDTH_IN - 2 * _MARGIN_IN) / widest_in)))
-    legend_in = -(-len(series) // columns) * _LEGEND_LINE_IN
+    footer = provenance(replays)
+    columns = _legend_columns([one.label for one in series])
+    rows = -(-len(series) // columns)
     heading_in = _MARGIN_IN + len(heading) * _HEADING_LINE_IN
     footer_in = _MARGIN_IN + len(footer) * _FOOTER_LINE_IN
-    height_in = heading_in + legend_in + _PANELS_IN + footer_in
+    height_in = heading_in + rows * _LEGEND_LINE_IN + _PANELS_IN + footer_in
     engine = ConstrainedLayoutEngine(
         rect=(0.005, footer_in / height_in, 0.99, _PANELS_IN / height_in),
         w_pad=0.07,
@@ -57,10 +54,12 @@ def compose(
     left = _MARGIN_IN / _WIDTH_IN
     _write(figure, heading, left, 1 - _MARGIN_IN / height_in, 11.0, _HEADING_LINE_IN / height_in)
     _write(
-        figure, footer, left, footer_in / height_in - 0.004, 7.0, _FOOTER_LINE_IN / height_in
+        figure, footer, left, footer_in / height_in - 0.004, 7.5, _FOOTER_LINE_IN / height_in
     )  # fmt: skip
+    entries = [Line2D([], [], label=one.label, **one.look.line()) for one in series]
     legend = figure.legend(
-        handles=[Line2D([], [], label=one.label, **one.look.line()) for one in series],
+        # Filled column by column; this order reads row by row.
+        handles=[entry for column in range(columns) for entry in entries[column::columns]],
         ncols=columns,
         loc="upper left",
         bbox_to_anchor=(left, 1 - heading_in / height_in),
@@ -71,6 +70,18 @@ def compose(
     )
     legend.set_in_layout(False)
     return figure
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many columns as fit the page's width, filled row by row."""
+    widths_in = [
+        _HANDLE_IN + TextPath((0, 0), label, size=8.5).get_extents().width / 72 for label in labels
+    ]
+    for columns in range(len(labels), 1, -1):
+        needed_in = sum(max(widths_in[column::columns]) for column in range(columns))
+        if needed_in + 0.25 * (columns - 1) <= _WIDTH_IN - 2 * _MARGIN_IN:
+            return columns
+    return 1
 
 
 def _write(
@@ -100,30 +111,31 @@ def provenance(replays: Sequence[Replay]) -> list[str]:
     """Where the numbers come from; values that differ between folders are separated by ``|``."""
     summaries = [replay.summary for replay in replays]
     slos = [parse_slo(summary.slo) for summary in summaries]
-    parts = {
-        "Trace": _each(
+    rates = [replay.settings.rate for replay in replays]
+    parts = [
+        "Simulated from trace "
+        + _each(
             f"{s.trace} (sha256 {s.trace_sha256[:12]}, {plain_number(s.policies[0].requests)} "
             "requests)"
             for s in summaries
         ),
-        "Cost model": _each(
-            f"{short_name(s.cost_model)} ({s.cost_model_origin})" for s in summaries
-        ),
-        "GPUs": _each(
-            f"{s.gpus} in {s.replicas} replica{'s'[: s.replicas > 1]}" for s in summaries
-        ),
-        "Acceptance": _each(short_name(s.acceptance) for s in summaries),
-        "SLO": _each(
-            f"{slo.name}: TTFT {slo.ttft_ms:.4g} ms, TPOT {slo.tpot_ms:.4g} ms" for slo in slos
-        ),
-        "Rate": _each(f"×{replay.settings.rate:g}" for replay in replays),
-        "Seed": _each(str(s.seed) for s in summaries),
-        "sglang-dspark": _each(r.settings.provenance.get("version", "?") for r in replays),
-    }
-    if all(replay.settings.rate == 1 for replay in replays):
-        del parts["Rate"]
-    lines = ["Simulated. " + ". ".join(f"{name}: {text}" for name, text in parts.items()) + "."]
+        "cost model "
+        + _each(f"{short_name(s.cost_model)} ({s.cost_model_origin})" for s in summaries),
+        _each(f"{_count(s.gpus, 'GPU')} in {_count(s.replicas, 'replica')}" for s in summaries),
+        "acceptance " + _each(short_name(s.acceptance) for s in summaries),
+        "SLO "
+        + _each(f"{s.name} (TTFT {s.ttft_ms:.4g} ms, TPOT {s.tpot_ms:.4g} ms)" for s in slos),
+        "rate " + _each(f"×{rate:g}" for rate in rates) if set(rates) != {1.0} else "",
+        "seed " + _each(str(s.seed) for s in summaries),
+        "sglang-dspark " + _each(r.settings.provenance.get("version", "?") for r in replays),
+    ]
     stopped = [replay.path.resolve().name for replay in replays if replay.summary.interrupted]
     if stopped:
-        lines.append(f"Partial: interrupted before the end ({', '.join(stopped)}).")
-    return lines
+        parts.append(f"partial: interrupted before the end ({', '.join(stopped)})")
+    # A line breaks between parts, not inside one.
+    whole = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part]
+    return textwrap.wrap(" · ".join(whole), _FOOTER_CHARACTERS, break_on_hyphens=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

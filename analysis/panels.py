@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from analysis.replays import BatchProfile, Floats, Replay, Row
 from analysis.series import Series
 from analysis.style import FAINT, INK, log_axis, plain_axis
-from simulator.layout import COMPLETED, Records
+from simulator.layout import COMPLETED, REJECTED, Records
 
 _QUANTILES = np.linspace(0.0, 1.0, 401)
 _LEAST_STEPS = 20
@@ -23,23 +23,32 @@ _LEAST_STEPS = 20
 
 
 def draw_cdf(
-    axes: Axes, series: Sequence[Series], times_s: dict[str, Floats], *, bound_s: float | None
+    axes: Axes,
+    series: Sequence[Series],
+    times_s: dict[str, Floats],
+    *,
+    at: str,
+    bound_s: float | None,
 ) -> None:
-    """Share of completed requests whose latency is at most x; ``bound_s`` is the objective's."""
+    """Share of completed requests whose latency is at most x; ``bound_s`` is the objective's.
+
+    The axis spans the 0.1st to the 99.9th percentile: a handful of outliers would take half of it.
+    ``at`` says at which load.
+    """
     known = {label: times[~np.isnan(times)] for label, times in times_s.items()}
     known = {label: times for label, times in known.items() if times.size}
     if not known:
         axes.text(0.5, 0.5, "no request has one", transform=axes.transAxes, ha="center")
         axes.set_axis_off()
         return
-    low = min(float(times.min()) for times in known.values())
-    high = max(float(times.max()) for times in known.values())
-    scale, unit = (1.0, "s") if high >= 10.0 else (1e3, "ms")
+    low = min(float(np.quantile(times, 0.001)) for times in known.values())
+    high = max(float(np.quantile(times, 0.999)) for times in known.values())
+    scale, unit = (1.0, "s") if high >= 1.0 else (1e3, "ms")
     for place, one in enumerate(series):
         if one.label not in known:
             continue
         quantiles = np.quantile(known[one.label], _QUANTILES) * scale
-        marks = slice(20 + 12 * place % 80, None, 80)
+        marks = slice(20 + 12 * place % 80, 390, 80)
         axes.plot(
             quantiles,
             _QUANTILES * 100.0,
@@ -50,7 +59,7 @@ def draw_cdf(
         log_axis(axes, "x", low * scale / 1.1, high * scale * 1.1)
     else:
         plain_axis(axes, "x")
-    axes.set_xlabel(f"latency ({unit})")
+    axes.set_xlabel(f"latency{at} ({unit})")
     axes.set_ylabel("completed requests (%)")
     axes.set_ylim(0.0, 101.0)
     axes.set_yticks([0, 25, 50, 75, 90, 99])
@@ -96,35 +105,45 @@ def draw_frontier(axes: Axes, series: Sequence[Series], *, least_tok_s: float | 
     slowest admissible user.
     """
     outermost: dict[int, tuple[float, float]] = {}
-    fastest = 0.0
+    speeds: list[float] = []
     for one in series:
         xs, ys, loads = _points(one, lambda _, row: row.tok_s_user_p50, _throughput)
         axes.plot(xs, ys, label=one.label, **one.look.line())
-        fastest = max([fastest, *xs])
+        speeds.extend(xs)
         for x, y, load in zip(xs, ys, loads, strict=True):
             if load is not None and y > outermost.get(load, (0.0, 0.0))[1]:
                 outermost[load] = (x, y)
-    for load, point in outermost.items():
+    for load in _spaced(sorted(outermost)):
+        point = outermost[load]
         note = axes.annotate(
             f"{load}", point, xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK
         )
         note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-    axes.set_xlim(0.0, fastest * 1.1 or 1.0)
+    if speeds:
+        log_axis(axes, "x", min(speeds) / 1.2, max(speeds) * 1.25)
     axes.set_ylim(0.0, axes.get_ylim()[1] * 1.06)
-    plain_axis(axes, "x")
     plain_axis(axes, "y")
     axes.set_xlabel("speed of the median user (output tok/s)")
     axes.set_ylabel("output tok/s per GPU")
-    if least_tok_s is not None and least_tok_s < fastest:
+    if speeds and least_tok_s is not None and min(speeds) / 1.1 < least_tok_s < max(speeds):
         mark_bound(axes, least_tok_s)
 
 
 def _concurrency_axis(axes: Axes, series: Sequence[Series]) -> None:
-    loads = sorted({float(row.concurrency or 0) for one in series for _, row in one.rows()})
+    loads = sorted({row.concurrency or 0 for one in series for _, row in one.rows()})
     log_axis(axes, "x", loads[0] / 1.2, loads[-1] * 1.2)
-    # Ticks at the swept loads, as many as stay legible.
-    axes.set_xticks(loads if len(loads) <= 9 else loads[:: -(-len(loads) // 9)])
+    axes.set_xticks(_spaced(loads))
     axes.set_xlabel("concurrent requests")
+
+
+def _spaced(loads: Sequence[int]) -> list[int]:
+    """The swept loads whose labels have room beside each other on a logarithmic axis."""
+    ratio = (loads[-1] / loads[0]) ** (1 / 9) if loads else 1.0
+    kept: list[int] = []
+    for load in reversed(loads):
+        if not kept or load * ratio <= kept[-1]:
+            kept.append(load)
+    return kept[::-1]
 
 
 def draw_budget(axes: Axes, series: Sequence[Series]) -> None:
@@ -199,10 +218,10 @@ def _grouped(profile: BatchProfile) -> tuple[Floats, dict[str, Floats]]:
         "committed": profile.committed,
         "seconds": profile.seconds,
     }
-    sums = {name: np.bincount(groups, np.asarray(v, float)) for name, v in columns.items()}
+    sums = {name: np.bincount(groups, values) for name, values in columns.items()}
     keep = (sums["steps"] >= _LEAST_STEPS) & (sums["requests"] > 0)
-    sums = {name: values[keep] for name, values in sums.items()}
-    return sums["requests"] / sums["steps"], sums
+    kept = {name: np.asarray(values[keep], np.float64) for name, values in sums.items()}
+    return kept["requests"] / kept["steps"], kept
 
 
 def draw_in_system(axes: Axes, series: Sequence[Series], requests: dict[str, Records]) -> None:
@@ -215,7 +234,7 @@ def draw_in_system(axes: Axes, series: Sequence[Series], requests: dict[str, Rec
         if one.label not in requests:
             continue
         rows = requests[one.label]
-        rows = rows[~np.isnan(rows["first_token_s"])]
+        rows = rows[rows["status"] != REJECTED]
         finish_s = np.where(rows["status"] == COMPLETED, rows["finish_s"], np.inf)
         area = _area(rows["arrival_s"], edges_s) - _area(finish_s, edges_s)
         style = one.look.line() | {"markersize": 4.5, "markevery": (2 * place % 12, 12)}

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sglang_dspark.files import os_problem, read_json
-from simulator.layout import COMPLETED, REQUEST, Records
+from simulator.layout import REQUEST, STATUS_NAMES, Records
 from simulator.results import read_results
 
 SCHEMA_VERSION = 1
@@ -165,9 +165,8 @@ def read_requests(replay: Replay, concurrency: int | None) -> dict[str, Records]
             rows = np.zeros(table.num_rows, REQUEST)
             for name in columns:
                 rows[name] = table[name].to_numpy()
-            # Any other status is no finished request, which is all that the formulas ask.
-            done = pc.equal(table["status"].cast(pa.string()), "completed").to_numpy()
-            rows["status"] = np.where(done, COMPLETED, rows["status"])
+            names = table["status"].cast(pa.string())
+            rows["status"] = pc.index_in(names, pa.array(STATUS_NAMES)).to_numpy()
             parts.setdefault(policy, []).append(rows)
     return {policy: np.concatenate(rows) for policy, rows in parts.items()}
 

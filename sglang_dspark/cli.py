@@ -6,6 +6,7 @@ Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted. Knows
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -33,14 +34,21 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
 
     warnings.showwarning = one_line
     try:
-        return main() or 0
+        status = main() or 0
+        sys.stdout.flush()
+        return status
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader went away (a pager, head): stop quietly, also at interpreter shutdown.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # What is still buffered must not fail once more at interpreter shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if error.errno == errno.EPIPE:  # the reader went away: a pager, head
+            return 0
+        print(f"{name}: stdout: {error.strerror}; free some space and run again", file=sys.stderr)
+        return 2

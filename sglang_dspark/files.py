@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import types
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -40,13 +41,17 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The file's JSON value, NaN and Infinity refused."""
+    """The file's JSON value; NaN, Infinity and what overflows to it are refused."""
 
     def refuse(constant: str) -> Any:
         raise ValueError(f"{path}: {constant} is not a JSON number; give a finite value")
 
+    def finite(digits: str) -> float:
+        value = float(digits)
+        return value if math.isfinite(value) else refuse(digits)
+
     try:
-        return json.loads(read_text(path), parse_constant=refuse)
+        return json.loads(read_text(path), parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); mend it"
@@ -98,6 +103,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     exception or a full disk leaves whatever stood there before.
     """
     goal = Path(path)
+    if goal.exists() and not goal.is_file():  # renaming onto /dev/null would replace the device
+        raise ValueError(f"{path}: cannot write: not a plain file; give a file's path")
     temporary = goal.with_name(f"{goal.name}.tmp-{os.getpid()}")
     try:
         encoding = None if "b" in mode else "utf-8"
@@ -109,7 +116,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         raise os_problem("write", goal, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it never came to be, for the reason already given
+            temporary.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -27,6 +27,7 @@ _LOGIT_CELLS = 240
 _GRID_CELLS = 1024
 _GRID_STEP = 0.01  # of -log a: 1024 cells reach down to a = 4e-5
 _ECE_BINS = 20
+_CUT_NODES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +39,30 @@ class Belief:
     noise: FloatArray
 
 
-def _position_law(
-    truth: Truth, belief: Belief, context: FloatArray, k: int, temperature: float
+def _seen(
+    truth: Truth, belief: Belief, context: FloatArray, k: int, unit: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """[nodes, grid] laws of -log c_k: of all rounds, and of those that accept token k."""
+    """Raw logits that lie ``unit`` [nodes, n] deviations from their mean; P(accepted | them)."""
     sd = np.hypot(truth.token_sd, belief.noise[k])
-    unit = np.linspace(-REACH, REACH, _LOGIT_CELLS + 1)
-    middle = 0.5 * (unit[1:] + unit[:-1])
-    mass = np.diff(ndtr(unit))
-    mass /= mass.sum()
-    seen = truth.mean_logit[k] + context[:, None] + sd * middle
+    mean = truth.mean_logit[k] + context[:, None]
     # The true logit given what is seen of it: a normal, shrunk towards its mean.
     known = truth.token_sd**2 / sd**2 if sd > 0 else 0.0
     luck, luck_weights = normal_nodes(LUCK_NODES)
     left = truth.token_sd * np.sqrt(max(0.0, 1.0 - known))
-    centre = truth.mean_logit[k] + context[:, None] + known * sd * middle
-    accept = expit(centre[..., None] + left * luck) @ luck_weights
-    place = -log_expit((belief.bias[k] + belief.scale[k] * seen) / temperature) / _GRID_STEP
+    accept = expit((mean + known * sd * unit)[..., None] + left * luck) @ luck_weights
+    return belief.bias[k] + belief.scale[k] * (mean + sd * unit), accept
+
+
+def _position_law(
+    truth: Truth, belief: Belief, context: FloatArray, k: int, temperature: float
+) -> tuple[FloatArray, FloatArray]:
+    """[nodes, grid] laws of -log c_k: of all rounds, and of those that accept token k."""
+    unit = np.linspace(-REACH, REACH, _LOGIT_CELLS + 1)
+    middle = np.broadcast_to(0.5 * (unit[1:] + unit[:-1]), (len(context), _LOGIT_CELLS))
+    mass = np.diff(ndtr(unit))
+    mass /= mass.sum()
+    seen, accept = _seen(truth, belief, context, k, middle)
+    place = -log_expit(seen / temperature) / _GRID_STEP
     place = np.minimum(place, _GRID_CELLS - 1.001)
     cell = place.astype(np.int64)
     upper = place - cell
@@ -160,15 +168,21 @@ def threshold_round(truth: Truth, belief: Belief, threshold: float) -> tuple[flo
     """(tokens committed, tokens verified) per round, bonus and anchor counted, when verification
     stops before the first raw confidence below ``threshold`` (paper 4.3.3)."""
     context, _ = context_law(truth)
-    luck, luck_weights = normal_nodes(2 * LUCK_NODES)
     cut = np.log(threshold / (1.0 - threshold)) if threshold > 0 else -np.inf
+    node, node_weight = np.polynomial.legendre.leggauss(_CUT_NODES)
+    whole = np.sqrt(2 * np.pi) * (ndtr(REACH) - ndtr(-REACH))
     admit, commit = [], []
     for k in range(len(truth.mean_logit)):
-        logit = truth.mean_logit[k] + context[:, None] + truth.token_sd * luck
-        clear = (belief.bias[k] + belief.scale[k] * logit - cut) / belief.scale[k]
-        shown = ndtr(clear / belief.noise[k])
-        admit.append(shown @ luck_weights)
-        commit.append((shown * expit(logit)) @ luck_weights)
+        # How many standard deviations above its mean a logit must lie to pass the threshold.
+        sd = max(np.hypot(truth.token_sd, belief.noise[k]), 1e-9)
+        needed = (cut - belief.bias[k]) / belief.scale[k] - truth.mean_logit[k] - context
+        start = np.clip(needed / sd, -REACH, REACH)
+        half = 0.5 * (REACH - start)
+        unit = start[:, None] + half[:, None] * (1.0 + node)
+        density = half[:, None] * node_weight * np.exp(-0.5 * unit**2) / whole
+        _, accept = _seen(truth, belief, context, k, unit)
+        admit.append(density.sum(axis=1))
+        commit.append((density * accept).sum(axis=1))
     committed = 1.0 + np.cumprod(commit, axis=0).sum(axis=0)
     verified = 1.0 + np.cumprod(admit, axis=0).sum(axis=0)
     _, weights = context_law(truth, committed)

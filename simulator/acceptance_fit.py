@@ -4,7 +4,8 @@
 
 Owns which profiles there are, what each says about its origins, and the report of figures achieved
 beside figures published. ``profiles/targets.json`` holds the published figures with their sources;
-``acceptance_solve`` fits them and states what is assumed. The same sources give the same files.
+``acceptance_solve`` fits them and states what is assumed. The same sources give the same files
+on the same machine.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _MEMORY = (
 
 
 def domain_parameters(truth: Truth, belief: Belief) -> DomainAcceptance:
-    """As stored: rounded, so that the file does not depend on a machine's last bits."""
+    """As stored: rounded to more digits than any published figure has."""
     gamma = len(truth.mean_logit)
     return DomainAcceptance(
         mean_logit=np.round(truth.mean_logit, 4).tolist(),

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dspark.cli import run_command
+from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import read_text
 from traces.columns import Trace
 from traces.importers.arrivals import with_arrivals, without_arrivals
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m traces.convert", description=__doc__)
+    parser = Parser(prog="python -m traces.convert", description=__doc__)
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl")
     parser.add_argument("--format", choices=("auto", *FORMATS), default="auto")

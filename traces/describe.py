@@ -6,13 +6,12 @@ of the drawing (``traces.picture``).
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dspark.cli import run_command
+from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import atomic_write, read_record
 from traces.columns import Trace
 from traces.picture import draw
@@ -89,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m traces.describe", description=__doc__)
+    parser = Parser(prog="python -m traces.describe", description=__doc__)
     parser.add_argument("trace", metavar="TRACE")
     parser.add_argument("-o", "--out", metavar="PICTURE", help="a .png, .pdf or .svg to draw")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")

@@ -6,7 +6,6 @@ bytes. Knows nothing of the distributions (``traces.draws``, ``traces.sessions``
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shlex
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from sglang_dspark.cli import run_command
+from sglang_dspark.cli import Parser, run_command
 from traces.columns import Trace
 from traces.mixture import (
     Bursty,
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m traces.synthesize", description=__doc__)
+    parser = Parser(prog="python -m traces.synthesize", description=__doc__)
     parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl")
     parser.add_argument(
         "--mixture",

@@ -1,0 +1,43 @@
+"""What the server and the simulator share: state in, plan out. numpy and numba only.
+
+In order of import:
+
+- ``state``: ``BatchState``, ``VerifyPlan``
+- ``compiled``: numba with a cache that notices changes in called functions
+- ``survival``, ``calibration``: from confidence logits to prefix survival
+- ``ranking``: order tokens by survival, hand slots to the best
+- ``cost_tables``, ``cost_schema``, ``cost_curve``, ``roofline``, ``cost``: what a step costs
+- ``sglang_tables``: SGLang's own cost-table files
+- ``decide``, ``policy``: what each budget policy decides, and the file it travels in
+- ``planner``: policy, cost model and calibration bound together
+"""
+
+from sglang_dspark.core.calibration import Calibration, load_calibration
+from sglang_dspark.core.cost import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.planner import Planner
+from sglang_dspark.core.policy import (
+    POLICIES,
+    Policy,
+    PolicyFile,
+    load_policy,
+    parse_policy,
+    save_policy,
+)
+from sglang_dspark.core.state import BatchState, VerifyPlan
+
+__all__ = [
+    "POLICIES",
+    "BatchState",
+    "Calibration",
+    "CostModel",
+    "Planner",
+    "Policy",
+    "PolicyFile",
+    "VerifyPlan",
+    "load_calibration",
+    "load_cost_model",
+    "load_policy",
+    "parse_policy",
+    "save_policy",
+    "shipped_cost_models",
+]

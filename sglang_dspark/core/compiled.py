@@ -25,21 +25,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @functools.cache
 def _cache_folder(package: str) -> str | None:
-    """A writable folder for this state of the sources; None where nothing can be written."""
+    """A writable folder for this state of the sources; None where nothing can be kept."""
+    own = getattr(sys.modules[package], "__file__", None)
+    if own is None:
+        return None  # a console or a namespace package: no sources to watch
     digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
     roots = {Path(__file__).parent}
     if package != "sglang_dspark":
-        roots.add(Path(str(sys.modules[package].__file__)).parent)
+        roots.add(Path(own).parent)
     for root in sorted(roots):
         for source in sorted(root.rglob("*.py")):
             digest.update(source.read_bytes())
-    base = os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "sglang-dspark"
-    folder = Path(base) / f"{package}-{digest.hexdigest()[:16]}"
     try:
+        base = os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "sglang-dspark"
+        folder = Path(base) / f"{package}-{digest.hexdigest()[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return str(folder)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return None
 
 

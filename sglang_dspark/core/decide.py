@@ -75,6 +75,8 @@ def best_budget(costs: CostTables, candidates: Floats, total: int, requests: int
     stairs or a cliff does not trap it.
     """
     limit = min(total, room)
+    if limit <= 0:
+        return 0
     verify_s = costs.verify_s
     last = verify_s.size - 1
     # Everything but the target's forward is the same for every B.
@@ -102,15 +104,18 @@ def early_stop_budget(
     costs: CostTables, candidates: Floats, total: int, requests: int, room: int
 ) -> int:
     """Algorithm 1: the number of candidates before the first that does not raise throughput."""
+    limit = min(total, room)
+    if limit <= 0:
+        return 0
     expected = float(requests)
     rate = expected / _reference_step_s(costs, requests, requests)
-    for b in range(min(total, room)):
+    for b in range(limit):
         expected += candidates[b]
         next_rate = expected / _reference_step_s(costs, requests + b + 1, requests)
         if next_rate <= rate:
             return b
         rate = next_rate
-    return min(total, room)
+    return limit
 
 
 @compiled
@@ -122,7 +127,7 @@ def sglang_budget(
     The first maximum wins, over a table read by floor lookup (``sps``), or linearly and flat past
     the last probe (``additive``); with no table the most tokens always win.
     """
-    if policy.table == TABLE_FLAT:
+    if policy.table == TABLE_FLAT or requests == 0:
         return total, np.nan
     last = policy.steps_per_s.size - 1
     if policy.table == TABLE_ADDITIVE:

@@ -69,6 +69,10 @@ class BatchState:
         for name in ("slo_class", "slo_slack_s", "priority", "arrival_s"):
             if getattr(self, name).shape not in ((requests,), (0,)):
                 raise ValueError(f"{name} must be empty or have {requests} entries")
+        missing = np.isnan(self.stale_logits)
+        if (missing.any(axis=1) != missing.all(axis=1)).any():
+            row = int((missing.any(axis=1) != missing.all(axis=1)).argmax())
+            raise ValueError(f"stale_logits of request {row} are NaN in part; make the row NaN")
         if np.isnan(self.logits).any():
             row = int(np.isnan(self.logits).any(axis=1).argmax())
             raise ValueError(

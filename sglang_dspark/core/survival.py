@@ -20,29 +20,21 @@ _ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer, held
 def sigmoid(logit: float) -> float:
     """1 / (1 + exp(-logit)) to 2e-16 of its value, finite for every logit but NaN.
 
-    exp(x) = 2**n exp(r) with |r| <= ln(2) / 2, exp(r) by its series. Without branches and calls,
-    so that a loop over it runs several at a time, with the same bits on every machine.
+    With x = -logit, exp(x) = 2**n exp(r), |r| <= ln(2) / 2, and exp(r) = (even + odd) / (even - odd)
+    by the Pade approximant of degrees 6 and 6, 2e-19 off. Without branches and calls, so that a
+    loop over it does several at a time, with the same bits on every machine.
     """
-    x = min(max(-logit, -700.0), 700.0)
+    x = min(max(-logit, -690.0), 690.0)
     shifted = x * _LOG2_E + _ROUND
     n = shifted - _ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    series = r * (1 / 6227020800) + 1 / 479001600
-    series = series * r + 1 / 39916800
-    series = series * r + 1 / 3628800
-    series = series * r + 1 / 362880
-    series = series * r + 1 / 40320
-    series = series * r + 1 / 5040
-    series = series * r + 1 / 720
-    series = series * r + 1 / 120
-    series = series * r + 1 / 24
-    series = series * r + 1 / 6
-    series = series * r + 1 / 2
-    series = series * r + 1.0
-    series = series * r + 1.0
+    square = r * r
+    even = 665280.0 + square * (75600.0 + square * (840.0 + square))
+    odd = r * (332640.0 + square * (10080.0 + square * 42.0))
     power = np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
+    below = even - odd
     # np.true_divide, since a / b would test b for zero: a branch.
-    return np.true_divide(1.0, 1.0 + series * power)
+    return np.true_divide(below, below + power * (even + odd))
 
 
 @compiled

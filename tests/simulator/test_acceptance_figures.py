@@ -20,6 +20,8 @@ from simulator.acceptance import (
     draw_round,
     load_acceptance,
 )
+from simulator.acceptance_belief import threshold_round
+from simulator.acceptance_fit import stored_belief, stored_truth
 from simulator.acceptance_targets import read_targets
 
 Floats = npt.NDArray[np.float64]
@@ -64,6 +66,32 @@ def simulate(
             tokens += accepted + 1
             step += 1
     return rounds, survivors, predicted
+
+
+@njit
+def simulate_threshold(
+    tables: AcceptanceTables, domain: int, requests: int, output_tokens: int, least_logit: float
+) -> tuple[float, float]:
+    """(committed, verified) tokens per round when verification stops at the first lower logit."""
+    committed = verified = rounds = 0
+    logits = np.empty(tables.gamma)
+    for request in range(requests):
+        difficulty, state = begin_request(tables, 1, request, domain)
+        tokens = 0
+        step = 0
+        while tokens < output_tokens:
+            accepted, state = draw_round(
+                tables, 1, request, step, domain, difficulty, state, logits
+            )
+            length = 0
+            while length < tables.gamma and logits[length] >= least_logit:
+                length += 1
+            tokens += min(accepted, length) + 1
+            verified += length + 1
+            step += 1
+        committed += tokens
+        rounds += step
+    return committed / rounds, verified / rounds
 
 
 def fitted(name: str) -> FittedProfile:
@@ -166,3 +194,17 @@ def test_quadrature_and_simulation_agree(name: str) -> None:
         assert np.abs(raw["ece_pct"] - claimed["ece_raw_pct"]).max() < 0.4
         scaled = figures(name, domain, scaled=True)
         assert np.abs(scaled["ece_pct"] - claimed["ece_sts_pct"]).max() < 0.4
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("threshold", [0.3, 0.9])
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_quadrature_and_simulation_agree_on_a_threshold(domain: str, threshold: float) -> None:
+    profile = fitted("dspark-qwen3-4b")
+    least_logit = float(np.log(threshold / (1 - threshold)))
+    found = simulate_threshold(
+        profile.tables(DOMAINS), DOMAINS.index(domain), REQUESTS, OUTPUT_TOKENS, least_logit
+    )
+    stored = profile.domains[domain]
+    claimed = threshold_round(stored_truth(stored), stored_belief(stored), threshold)
+    assert found == pytest.approx(claimed, rel=0.006)

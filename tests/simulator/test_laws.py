@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenes import cost_model, scenario, trace
+from replay_scenes import cost_model, scenario, trace
 from scipy import stats
 
 from simulator.fleet import simulate

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scenes import scenario, trace
+from replay_scenes import scenario, trace
 
 from simulator.fleet import simulate
 from simulator.layout import Records

@@ -254,7 +254,7 @@ def test_a_sidecar_that_cannot_be_written_leaves_the_old_trace(tmp_path: Path) -
     before = (tmp_path / "t.jsonl").read_bytes()
     meta_path(tmp_path / "t.jsonl").unlink()
     meta_path(tmp_path / "t.jsonl").mkdir()
-    with pytest.raises(ValueError, match="cannot write: Is a directory"):
+    with pytest.raises(ValueError, match="cannot write"):
         write_trace(tmp_path / "t.jsonl", [good], source="y", command="y")
     assert (tmp_path / "t.jsonl").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.jsonl", "t.meta.json"]
