@@ -10,7 +10,6 @@ Runs no simulation.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 
@@ -28,18 +27,16 @@ from analysis.panels import (
 from analysis.replays import Replay, load_replay, read_batch_profiles, read_requests
 from analysis.series import Series, make_series
 from analysis.style import check_suffix, page_style, plain_number, save_page
-from sglang_dspark.cli import run_command
+from sglang_dspark.cli import Parser, run_command
 from simulator.layout import Records
 from simulator.metrics import request_times
 from simulator.slo import Slo, parse_slo
 
-_BUDGET = "Verification budget, anchor included"
+_BUDGET = "Verification budget"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.compare", description=__doc__.split("\n")[0]
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m analysis.compare", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", help="result folders of python -m simulator.run")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="a .png, .pdf or .svg")
     parser.add_argument(
@@ -67,10 +64,10 @@ def compare_page(
     panels = _latency_panels(series, requests, load, slo)
     if len(loads) > 1:
         panels += _sweep_panels(series, slo)
-        subject = f"closed loop of {loads[0]} to {loads[-1]} concurrent requests"
+        subject = f"closed loop at concurrency {loads[0]} to {loads[-1]}"
     else:
         panels += _single_panels(series, requests, load, slo)
-        subject = "arrivals as traced" if load is None else f"closed loop of {load} requests"
+        subject = "arrivals as traced" if load is None else f"closed loop at concurrency {load}"
         rates = {replay.settings.rate for replay in replays}
         if load is None and rates != {1.0}:
             subject = "arrivals at " + ", ".join(f"{rate:g}" for rate in sorted(rates))
@@ -114,7 +111,7 @@ def _latency_panels(
     series: Sequence[Series], requests: dict[str, Records], load: int | None, slo: Slo | None
 ) -> list[Panel]:
     times = {label: request_times(rows) for label, rows in requests.items()}
-    at = "" if load is None else f" at {plain_number(load)} concurrent requests"
+    at = "" if load is None else f" at concurrency {plain_number(load)}"
     bounds_s = {"ttft": slo.ttft_ms / 1e3, "tpot": slo.tpot_ms / 1e3} if slo else {}
     return [
         (
@@ -167,7 +164,8 @@ def _single_panels(
     return [(_BUDGET, budget), ("Decode throughput", throughput), last]
 
 
-def _command(arguments: argparse.Namespace) -> int:
+def _command(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
     check_suffix(arguments.out)
     replays = [load_replay(path) for path in arguments.results]
     save_page(compare_page(replays, arguments.policy, arguments.concurrency), arguments.out)
@@ -177,8 +175,7 @@ def _command(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    arguments = _parser().parse_args(argv)
-    return run_command("analysis.compare", lambda: _command(arguments))
+    return run_command("analysis.compare", lambda: _command(argv))
 
 
 if __name__ == "__main__":

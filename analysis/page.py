@@ -24,8 +24,9 @@ Panel = tuple[str, Callable[[Axes], None]]
 """A title, and what draws below it."""
 
 _WIDTH_IN, _PANELS_IN = 10.0, 6.2
-_HEADING_LINE_IN, _LEGEND_LINE_IN, _FOOTER_LINE_IN, _MARGIN_IN = 0.24, 0.19, 0.155, 0.1
+_HEADING_LINE_IN, _LEGEND_LINE_IN, _FOOTER_LINE_IN, _MARGIN_IN = 0.24, 0.157, 0.155, 0.1
 _HEADING_CHARACTERS, _FOOTER_CHARACTERS = 95, 165
+_LABEL_CHARACTERS = 100
 _HANDLE_IN = 0.68
 """Of a legend entry, beside its label."""
 
@@ -36,11 +37,12 @@ def compose(
     """The page, inside ``analysis.style.page_style``."""
     heading = textwrap.wrap(_heading(replays, subject), _HEADING_CHARACTERS)
     footer = provenance(replays)
-    columns = _legend_columns([one.label for one in series])
-    rows = -(-len(series) // columns)
+    labels = [_shortened(one.label) for one in series]
+    columns = _legend_columns(labels)
+    legend_in = -(-len(series) // columns) * _LEGEND_LINE_IN + 0.04
     heading_in = _MARGIN_IN + len(heading) * _HEADING_LINE_IN
     footer_in = _MARGIN_IN + len(footer) * _FOOTER_LINE_IN
-    height_in = heading_in + rows * _LEGEND_LINE_IN + _PANELS_IN + footer_in
+    height_in = heading_in + legend_in + _PANELS_IN + footer_in
     engine = ConstrainedLayoutEngine(
         rect=(0.005, footer_in / height_in, 0.99, _PANELS_IN / height_in),
         w_pad=0.07,
@@ -56,7 +58,10 @@ def compose(
     _write(
         figure, footer, left, footer_in / height_in - 0.004, 7.5, _FOOTER_LINE_IN / height_in
     )  # fmt: skip
-    entries = [Line2D([], [], label=one.label, **one.look.line()) for one in series]
+    entries = [
+        Line2D([], [], label=label, **one.look.line())
+        for label, one in zip(labels, series, strict=True)
+    ]
     legend = figure.legend(
         # Filled column by column; this order reads row by row.
         handles=[entry for column in range(columns) for entry in entries[column::columns]],
@@ -69,7 +74,26 @@ def compose(
         columnspacing=1.8,
     )
     legend.set_in_layout(False)
+    _settle(figure)
     return figure
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the panels out once, to a thousandth of an inch.
+
+    The layout solver sorts by memory addresses: the last bits of its result differ between runs.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(v), 4) for v in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
+
+
+def _shortened(label: str) -> str:
+    """The label, without its middle where it would not fit the page."""
+    half = _LABEL_CHARACTERS // 2
+    return label if len(label) <= _LABEL_CHARACTERS else f"{label[:half]} … {label[-half:]}"
 
 
 def _legend_columns(labels: Sequence[str]) -> int:

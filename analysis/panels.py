@@ -68,12 +68,19 @@ def draw_cdf(
 
 
 def mark_bound(axes: Axes, x: float) -> None:
-    """A vertical line at the objective, its name at its foot."""
+    """A vertical line at the objective, its name at its foot, on the side with room."""
     axes.axvline(x, color=FAINT, linewidth=1.0, zorder=1)
+    across = axes.transAxes.inverted().transform(axes.transData.transform((x, 1.0)))[0]
     note = axes.annotate(
-        "SLO", (x, 0.03), xycoords=("data", "axes fraction"), xytext=(3, 0),
-        textcoords="offset points", fontsize=7.5, color=INK,
-    )  # fmt: skip
+        "SLO",
+        (x, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, 0) if across < 0.85 else (-3, 0),
+        textcoords="offset points",
+        ha="left" if across < 0.85 else "right",
+        fontsize=7.5,
+        color=INK,
+    )
     note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
@@ -119,8 +126,11 @@ def draw_frontier(axes: Axes, series: Sequence[Series], *, least_tok_s: float | 
             f"{load}", point, xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK
         )
         note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
-    if speeds:
+    if speeds and max(speeds) >= 5.0 * min(speeds):
         log_axis(axes, "x", min(speeds) / 1.2, max(speeds) * 1.25)
+    else:
+        axes.set_xlim(0.0, max(speeds, default=1.0) * 1.15)
+        plain_axis(axes, "x")
     axes.set_ylim(0.0, axes.get_ylim()[1] * 1.06)
     plain_axis(axes, "y")
     axes.set_xlabel("speed of the median user (output tok/s)")
@@ -162,7 +172,7 @@ def draw_budget(axes: Axes, series: Sequence[Series]) -> None:
 def _budget_axis(axes: Axes) -> None:
     axes.set_ylim(0.0, max(2.0, axes.get_ylim()[1]))
     plain_axis(axes, "y")
-    axes.set_ylabel("verified tokens per request and step")
+    axes.set_ylabel("verified tokens per request and step\n(anchor included)")
 
 
 def draw_throughput(axes: Axes, series: Sequence[Series]) -> None:

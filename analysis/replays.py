@@ -6,7 +6,7 @@ those of ``simulator.metrics``; knows nothing of drawing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,15 @@ def _runs(file: Path, columns: list[str]) -> Iterator[tuple[str, int | None, pa.
         raise os_problem("read", file, error) from None
 
 
+def _require_all(replay: Replay, concurrency: int | None, found: Container[str], name: str) -> None:
+    for row in replay.summary.policies:
+        if row.concurrency == concurrency and row.policy not in found:
+            raise ValueError(
+                f"{replay.path / name}: no rows of policy {row.policy!r}, which summary.json "
+                f"lists; {_AGAIN}"
+            )
+
+
 def read_requests(replay: Replay, concurrency: int | None) -> dict[str, Records]:
     """Per policy the REQUEST records at one load, as ``simulator.metrics`` takes them."""
     columns = ["arrival_s", "first_token_s", "finish_s", "generated"]
@@ -168,6 +177,7 @@ def read_requests(replay: Replay, concurrency: int | None) -> dict[str, Records]
             names = table["status"].cast(pa.string())
             rows["status"] = pc.index_in(names, pa.array(STATUS_NAMES)).to_numpy()
             parts.setdefault(policy, []).append(rows)
+    _require_all(replay, concurrency, parts, "requests.parquet")
     return {policy: np.concatenate(rows) for policy, rows in parts.items()}
 
 
@@ -191,6 +201,8 @@ def read_batch_profiles(replay: Replay, concurrency: int | None) -> dict[str, Ba
             before = np.pad(before, ((0, 0), (0, size - before.shape[1])))
         before[:, :size] += found
         sums[policy] = before
+    if not replay.summary.interrupted:  # a run stopped at once has no steps
+        _require_all(replay, concurrency, sums, "steps.parquet")
     return {
         policy: BatchProfile(
             steps=s[0].astype(np.int64),

@@ -19,7 +19,7 @@ from sglang_dspark.core.planner import Planner
 from simulator.decode import begin_requests
 from simulator.kernel import PAUSED, advance, release
 from simulator.laws import check_memory
-from simulator.layout import REJECTED, Records, make_memory
+from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Records, make_memory
 from simulator.scenario import Outcome, Scenario, request_records
 
 StepSink = Callable[[int, Records], None]
@@ -171,6 +171,7 @@ def simulate(
         for replica in replicas:
             env.process(replica.serve_arrivals())
     else:
+        requests["arrival_s"] = np.nan  # until a client sends it
         for i, replica in enumerate(replicas):
             clients = len(range(i, scenario.concurrency, len(replicas)))
             env.process(replica.serve_clients(clients, admitted[i :: len(replicas)]))
@@ -181,6 +182,8 @@ def simulate(
         interrupted = True
     for replica in replicas:
         replica.flush()
+    cut = requests["output_limit"] < scenario.trace.output_tokens
+    requests["status"][cut & (requests["status"] == COMPLETED)] = TRUNCATED
     return Outcome(
         scenario=scenario,
         requests=requests,

@@ -15,7 +15,8 @@ Records = npt.NDArray[np.void]
 
 WAITING, PREFILLING, RUNNING, COMPLETED, TRUNCATED, REJECTED = range(6)
 STATUS_NAMES = ("waiting", "prefilling", "running", "completed", "truncated", "rejected")
-"""A truncated request ended early because prompt and output exceed the KV memory."""
+"""A truncated request ended early because prompt and output exceed the KV memory; only the host
+tells it from a completed one, when the run is over."""
 
 PREFILL_STEP, DECODE_STEP, MIXED_STEP = range(3)
 STEP_NAMES = ("prefill", "decode", "mixed")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from simulator.latency import itl_percentile_s
-from simulator.layout import COMPLETED, REJECTED, Records
+from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Records
 from simulator.scenario import Outcome
 from simulator.slo import Slo, bounds_s
 
@@ -23,13 +23,18 @@ PERCENTILES = (50, 90, 99)
 _BATCHES = 20
 
 
+def is_finished(requests: Records) -> npt.NDArray[np.bool_]:
+    """[N] whether the request got all its tokens, or all that fit in the KV memory."""
+    return np.isin(requests["status"], (COMPLETED, TRUNCATED))
+
+
 def request_times(requests: Records) -> dict[str, Floats]:
     """Per request, seconds, NaN where unfinished: TTFT, TPOT and end-to-end latency.
 
     TTFT = first_token - arrival; e2e = finish - arrival; TPOT = (finish - first_token) /
     (output tokens - 1), NaN for a single token.
     """
-    finished = requests["status"] == COMPLETED
+    finished = is_finished(requests)
     ttft = np.where(finished, requests["first_token_s"] - requests["arrival_s"], np.nan)
     e2e = np.where(finished, requests["finish_s"] - requests["arrival_s"], np.nan)
     several = finished & (requests["generated"] > 1)
@@ -57,20 +62,20 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
     trace = outcome.scenario.trace
     state = np.concatenate([memory.state for memory in outcome.memories])
     times = request_times(requests)
-    finished = requests["status"] == COMPLETED
-    truncated = finished & (requests["generated"] < trace.output_tokens)
+    finished = is_finished(requests)
+    truncated = requests["status"] == TRUNCATED
     ttft_bound, tpot_bound = bounds_s(trace, slo)
     met = finished & (times["ttft"] <= ttft_bound)
     met &= np.isnan(times["tpot"]) | (times["tpot"] <= tpot_bound)
     sent = requests["status"] == REJECTED
     sent |= requests["arrival_s"] <= np.nanmax(state["now_s"])
-    start_s = float(requests["arrival_s"].min())
+    start_s = float(np.nanmin(requests["arrival_s"]))
     end_s = float(state["now_s"].max())
     duration_s = end_s - start_s
     itl = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
     lengths = np.sum([memory.length_counts for memory in outcome.memories], axis=0)
     request_steps = int(state["request_steps"].sum())
-    decoded = int(requests["generated"].sum()) - int((requests["generated"] > 0).sum())
+    accepted = int(requests["accepted"].sum())
     verified = int(requests["verified"].sum())
     user_speed = np.nanmedian(1.0 / times["tpot"]) if (~np.isnan(times["tpot"])).any() else math.nan
     prompt = int(state["prefill_tokens"].sum() + state["cached_tokens"].sum())
@@ -90,7 +95,7 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "e2e_ms": _percentiles_ms(times["e2e"]),
         "slo_attainment": _ratio(float(met.sum()), float(sent.sum())),
         "slo_goodput_req_s": _ratio(float(met.sum()), duration_s),
-        "accept_len_mean": _ratio(float(decoded), float(request_steps)),
+        "accept_len_mean": _ratio(float(request_steps + accepted), float(request_steps)),
         "verify_tokens_per_request_step": _ratio(float(verified + request_steps), request_steps),
         "verified_by_length": lengths[0].tolist(),
         "accepted_by_length": lengths[1].tolist(),

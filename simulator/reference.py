@@ -17,7 +17,7 @@ from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Floats
 from simulator.acceptance import begin_request, draw_round
-from simulator.layout import COMPLETED, REJECTED, Engine, Records
+from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Engine, Records
 from simulator.scenario import Scenario, request_records
 
 
@@ -26,6 +26,7 @@ class _Request:
     number: int
     prompt: int
     limit: int
+    wanted: int
     domain: int
     blocks: list[int]
     difficulty: float = 0.0
@@ -94,7 +95,14 @@ class ReferenceEngine:
             listed = trace.prefix_blocks[trace.prefix_offsets[r] : trace.prefix_offsets[r + 1]]
             blocks = listed[: int(row["prompt_tokens"]) // self.engine.block_tokens].tolist()
         domain = int(row["domain"])
-        request = _Request(r, int(row["prompt_tokens"]), int(row["output_limit"]), domain, blocks)
+        request = _Request(
+            number=r,
+            prompt=int(row["prompt_tokens"]),
+            limit=int(row["output_limit"]),
+            wanted=int(trace.output_tokens[r]),
+            domain=domain,
+            blocks=blocks,
+        )
         drawn = begin_request(self.acceptance, self.engine.seed, r, domain)
         request.difficulty, request.state = drawn
         return request
@@ -373,5 +381,5 @@ class ReferenceEngine:
             row["first_token_s"], row["finish_s"] = q.first_s, q.finish_s
             row["generated"], row["retractions"] = q.generated, q.retractions
             row["verified"], row["accepted"], row["rounds"] = q.verified, q.accepted, q.rounds
-            row["status"] = COMPLETED
+            row["status"] = COMPLETED if q.limit == q.wanted else TRUNCATED
         return self.records

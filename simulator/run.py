@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,15 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
     }
 
 
+def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
+    """Warn where a step left the range that the cost model vouches for."""
+    for result in results:
+        least, most = result.tokens_range
+        if least <= most:
+            study.cost_model.warn_outside(most, result.most_requests)
+            study.cost_model.warn_outside(least, result.most_requests)
+
+
 def _heading(summary: dict[str, Any], study: Study) -> str:
     return (
         f"{summary['trace']}: {len(study.trace)} requests on {summary['gpus']} GPU, "
@@ -129,7 +139,9 @@ def _heading(summary: dict[str, Any], study: Study) -> str:
 
 def _command(arguments: argparse.Namespace) -> int:
     config = _configure(arguments)
-    study = load_study(config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study = load_study(config)
     provenance = {"version": sglang_dspark.__version__, "trace_sha256": study.trace.sha256}
     config = with_flags(config, provenance=provenance)
     out = Path(arguments.out or Path("results") / study.trace.name)
@@ -144,15 +156,16 @@ def _command(arguments: argparse.Namespace) -> int:
                 check=arguments.check,
                 on_progress=lambda sent: bar.update(sent - bar.n) and None,
             )
-        summary = summarise(study, results, interrupted)
+        with warnings.catch_warnings(record=True) as outside:
+            warnings.simplefilter("always")
+            _warn_outside(study, results)
+        notes = list(dict.fromkeys(str(warning.message) for warning in [*caught, *outside]))
+        summary = summarise(study, results, interrupted) | {"warnings": notes}
         folder.finish([result.number for result in results], summary, config)
     finally:
         folder.discard()
-    for result in results:
-        least, most = result.tokens_range
-        if least <= most:
-            study.cost_model.warn_outside(most, result.most_requests)
-            study.cost_model.warn_outside(least, result.most_requests)
+    for note in notes:
+        warnings.warn(note, stacklevel=1)
     if arguments.json:
         shown = dict(summary)
         shown["policies"] = [r.row | {"cpu_s": round(r.cpu_s, 3)} for r in results]

@@ -65,6 +65,7 @@ class Scenario:
         gamma = self.acceptance.gamma
         compile_policy(self.policy.policy, self.belief or self.cost_model, gamma, bounds)
         self.policy.calibration.arrays(gamma)
+        self.acceptance.tables(self.trace.domain_names)
         self.compiled_engine()
         drafted = self.cost_model.draft.gamma if self.cost_model.draft else gamma
         if drafted != gamma:

@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ import numpy as np
 
 from sglang_dspark.core.policy import NoSpeculation, PolicyFile
 from simulator.fleet import simulate
-from simulator.layout import COMPLETED, Records
-from simulator.metrics import measure
+from simulator.layout import Records
+from simulator.metrics import is_finished, measure
 from simulator.results import ResultFolder, requests_table, steps_table
 from simulator.scenario import Outcome, Scenario
 from simulator.slo import Slo
@@ -76,7 +77,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     outcome = simulate(full)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    finish_s = np.sort(outcome.requests["finish_s"][outcome.requests["status"] == COMPLETED])
+    finish_s = np.sort(outcome.requests["finish_s"][is_finished(outcome.requests)])
     if finish_s.size < 3 * clients:
         return None
     return float((finish_s.size - 2 * clients) / (finish_s[-clients] - finish_s[clients]))
@@ -149,6 +150,7 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
 
 
 def _begin_worker(counter: Any, stop: Any) -> None:
+    warnings.simplefilter("ignore")  # the parent has warned already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets ``stop``
     _shared.update(counter=counter, stop=stop)
 

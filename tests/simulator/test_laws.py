@@ -12,7 +12,7 @@ from replay_scenes import cost_model, scenario, trace
 from scipy import stats
 
 from simulator.fleet import simulate
-from simulator.layout import COMPLETED, DECODE_STEP, REJECTED, Records
+from simulator.layout import COMPLETED, DECODE_STEP, REJECTED, TRUNCATED, Records
 from simulator.metrics import request_times
 from simulator.scenario import Outcome
 
@@ -210,7 +210,7 @@ def test_a_request_beyond_the_memory_is_rejected_and_one_that_outgrows_it_is_cut
         output_tokens=np.array([10, 500, 10]),
     )
     outcome = simulate(scenario("fixed", requests, engine={"kv_pool_tokens": 1000}), check=True)
-    assert outcome.requests["status"].tolist() == [REJECTED, COMPLETED, COMPLETED]
+    assert outcome.requests["status"].tolist() == [REJECTED, TRUNCATED, COMPLETED]
     assert outcome.requests["generated"].tolist() == [0, 1000 - 64 - 2 - 900, 10]
 
 
