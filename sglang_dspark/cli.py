@@ -50,5 +50,5 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:  # the reader went away: a pager, head
             return 0
-        print(f"{name}: stdout: {error.strerror}; free some space and run again", file=sys.stderr)
+        print(f"{name}: stdout: {error.strerror}; free some and run again", file=sys.stderr)
         return 2

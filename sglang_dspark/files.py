@@ -14,7 +14,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -87,12 +87,19 @@ def _refuse_unknown_keys(value: Any, kind: Any, where: str) -> None:
     if not (dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         return
     hints = typing.get_type_hints(kind)
+    refuse_unknown(value, hints, where)
     for key, inner in value.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
         _refuse_unknown_keys(inner, hints[key], f"{where}: {key}")
+
+
+def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    """``ValueError`` for the first of ``keys`` that is not ``known``; it begins with ``where``."""
+    known = list(known)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
 
 
 @contextmanager
@@ -103,10 +110,10 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     exception or a full disk leaves whatever stood there before.
     """
     goal = Path(path)
-    if goal.exists() and not goal.is_file():  # renaming onto /dev/null would replace the device
-        raise ValueError(f"{path}: cannot write: not a plain file; give a file's path")
     temporary = goal.with_name(f"{goal.name}.tmp-{os.getpid()}")
     try:
+        if goal.exists() and not goal.is_file():  # a rename onto /dev/null would replace the device
+            raise ValueError(f"{path}: cannot write: not a plain file; give a file's path")
         encoding = None if "b" in mode else "utf-8"
         with open(temporary, mode, encoding=encoding) as file:
             yield file

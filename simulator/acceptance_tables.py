@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from sglang_dspark.core.compiled import compiled, inlined
 from simulator.rng import NORMAL_BITS, normal, round_key, uniform, word
 
 FloatArray = npt.NDArray[np.float64]
@@ -95,7 +95,7 @@ def sigmoid_table() -> FloatArray:
     return table
 
 
-@njit(cache=True)
+@compiled
 def acceptance_probability(sigmoid: FloatArray, logit: float) -> float:
     """sigmoid(logit) from the table: arithmetic only, so the same bits on every machine."""
     place = (min(max(logit, -_SIGMOID_REACH), _SIGMOID_REACH) + _SIGMOID_REACH) * _SIGMOID_PER_UNIT
@@ -103,7 +103,7 @@ def acceptance_probability(sigmoid: FloatArray, logit: float) -> float:
     return sigmoid[cell] + (place - cell) * (sigmoid[cell + 1] - sigmoid[cell])
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def begin_request(
     tables: AcceptanceTables, seed: int, request: int, domain: int
 ) -> tuple[float, float]:
@@ -112,7 +112,7 @@ def begin_request(
     return normal(tables.normal, bits), normal(tables.normal, bits >> _SECOND_NORMAL)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def draw_round(
     tables: AcceptanceTables,
     seed: int,
@@ -157,7 +157,7 @@ def draw_round(
     return accepted, state
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _replay_round(
     tables: AcceptanceTables, seed: int, request: int, step: int, row: int, logits_out: FloatArray
 ) -> int:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 from scipy.special import ndtri
+
+from sglang_dspark.core.compiled import compiled
 
 NORMAL_BITS = 12
 """Bits of a word that index the normal table: 4,096 values, 32 KiB, fits in a first-level cache."""
@@ -34,7 +35,7 @@ _HALF_UNIT_32 = 2.0**-33
 _UNIT_32 = 2.0**-32
 
 
-@njit(cache=True)
+@compiled
 def mix64(x: np.uint64) -> np.uint64:
     """SplitMix64's finaliser: a bijection of 64-bit words that flips about half of all bits."""
     # Every operand stays uint64: numba turns int64 with uint64 into float64.
@@ -43,7 +44,7 @@ def mix64(x: np.uint64) -> np.uint64:
     return x ^ (x >> _SHIFT_31)
 
 
-@njit(cache=True)
+@compiled
 def round_key(seed: int, request: int, step: int) -> np.uint64:
     """The key of one round of one request; any 64-bit integers, negative ones included."""
     key = mix64(np.uint64(seed) + _GOLDEN)
@@ -51,20 +52,20 @@ def round_key(seed: int, request: int, step: int) -> np.uint64:
     return mix64(key + np.uint64(step) * _STEP_ODD)
 
 
-@njit(cache=True)
+@compiled
 def word(key: np.uint64, stream: int) -> np.uint64:
     """The 64 random bits of a stream (0, 1, 2, ...) under a key."""
     return mix64(key + (np.uint64(stream) + _ONE) * _GOLDEN)
 
 
-@njit(cache=True)
+@compiled
 def uniform(bits: np.uint64) -> float:
     """The upper 32 bits of a word as a uniform inside (0, 1), never 0 or 1."""
     # Through int64: a signed conversion is one instruction, an unsigned one is several.
     return np.int64(bits >> _SHIFT_32) * _UNIT_32 + _HALF_UNIT_32
 
 
-@njit(cache=True)
+@compiled
 def normal(table: npt.NDArray[np.float64], bits: np.uint64) -> float:
     """The lowest ``NORMAL_BITS`` bits of a word as a standard normal; shift the word for more."""
     return table[bits & _NORMAL_MASK]

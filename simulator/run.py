@@ -148,13 +148,18 @@ def _command(arguments: argparse.Namespace) -> int:
     folder = ResultFolder(out)
     total = len(study.trace) * len(study.runs)
     try:
-        with tqdm(total=total, unit="req", desc="replaying", leave=False, mininterval=0.3) as bar:
+        with tqdm(total=total, unit="req", desc="compiling, once", leave=False) as bar:
+
+            def on_progress(finished: int) -> None:
+                bar.set_description_str("replaying", refresh=False)
+                bar.update(finished - bar.n)
+
             results, interrupted = perform(
                 study.runs,
                 jobs=arguments.jobs,
                 folder=folder,
                 check=arguments.check,
-                on_progress=lambda sent: bar.update(sent - bar.n) and None,
+                on_progress=on_progress,
             )
         with warnings.catch_warnings(record=True) as outside:
             warnings.simplefilter("always")

@@ -30,7 +30,7 @@ from simulator.slo import Slo
 STEP_CAPACITY = 1 << 15
 
 _shared: dict[str, Any] = {}
-"""In a worker: the counter of requests sent and the event that asks to stop."""
+"""In a worker: the counter of finished requests and the event that asks to stop."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,11 +107,11 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
     counter, stop = _shared["counter"], _shared["stop"]
     before = 0
 
-    def progress(sent: int) -> None:
+    def progress(done: int) -> None:
         nonlocal before
         with counter.get_lock():
-            counter.value += sent - before
-        before = sent
+            counter.value += done - before
+        before = done
         if stop.is_set():
             raise KeyboardInterrupt
 
@@ -174,11 +174,11 @@ def perform(
     jobs: int = 1,
     folder: ResultFolder | None = None,
     check: bool = False,
-    on_progress: Callable[[int], None] = lambda sent: None,
+    on_progress: Callable[[int], None] = lambda finished: None,
 ) -> tuple[list[RunResult], bool]:
     """Perform the runs; returns their results in order, and whether Ctrl-C cut them short.
 
-    ``on_progress`` hears the total of requests sent so far, over all runs. After an interruption
+    ``on_progress`` hears how many requests have finished, over all runs. After an interruption
     runs that had not begun are missing from the list.
     """
     warm_up(runs[0].scenario)
@@ -229,6 +229,6 @@ class _Watched:
         return int(self._counter.value)
 
     @value.setter
-    def value(self, sent: int) -> None:
-        self._counter.value = sent
-        self._on_progress(sent)
+    def value(self, finished: int) -> None:
+        self._counter.value = finished
+        self._on_progress(finished)

@@ -48,12 +48,22 @@ def _cache_folder(package: str) -> str | None:
 
 def compiled(function: F) -> F:
     """Compile on first call, float semantics strict (same inputs, same bytes), cached on disk."""
+    return _compile(function)
+
+
+def inlined(function: F) -> F:
+    """``compiled``, and pasted into its callers: for leaves that take a large tuple of tables,
+    whose hundred words would be copied at every call."""
+    return _compile(function, forceinline=True)
+
+
+def _compile(function: F, **options: bool) -> F:
     folder = _cache_folder(function.__module__.partition(".")[0])
     if folder is None:
-        return cast(F, numba.njit(function))
+        return cast(F, numba.njit(**options)(function))
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = folder
     try:
-        return cast(F, numba.njit(cache=True)(function))
+        return cast(F, numba.njit(cache=True, **options)(function))
     finally:
         numba.config.CACHE_DIR = before

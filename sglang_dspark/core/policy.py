@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.files import decode_record, read_json, write_json
+from sglang_dspark.files import decode_record, read_json, refuse_unknown, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class EarlyStop:
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalBudget:
-    """Section 5.2: the budget from stale survival by global argmax, its slots by current survival."""
+    """Section 5.2: the budget from stale survival by global argmax, spent by current survival."""
 
     name: ClassVar[str] = "global"
     code: ClassVar[int] = 4
@@ -99,6 +99,7 @@ POLICIES: dict[str, type[Policy]] = {
     )
 }
 
+_FILE_KEYS = ("schema_version", "policy", "parameters", "calibration", "note")
 _MAIN_PARAMETER = {"fixed": "length", "threshold": "threshold", "sglang": "table"}
 
 
@@ -155,19 +156,19 @@ def load_policy(path: str | Path) -> PolicyFile:
     value = read_json(path)
     if not isinstance(value, dict) or not isinstance(value.get("policy"), str):
         raise ValueError(f"{path}: a policy file is an object with the key 'policy'")
-    if value.get("schema_version") != 1:
-        raise ValueError(
-            f"{path}: schema_version {value.get('schema_version')!r} is unknown; this release reads 1"
-        )
-    unknown = set(value) - {"schema_version", "policy", "parameters", "calibration", "note"}
-    if unknown:
-        raise ValueError(f"{path}: unknown key {sorted(unknown)[0]!r}; remove it")
+    version = value.get("schema_version")
+    if version is True or version != 1:
+        raise ValueError(f"{path}: schema_version {version!r} is unknown; this release reads 1")
+    refuse_unknown(value, _FILE_KEYS, str(path))
+    note = value.get("note", "")
+    if not isinstance(note, str):
+        raise ValueError(f"{path}: note {note!r} must be text; put it in quotes")
     kind = _policy_of_name(value["policy"], str(path))
     policy = decode_record(value.get("parameters", {}), kind, where=f"{path}: parameters")
     calibration = decode_record(
-        value.get("calibration") or {}, Calibration, where=f"{path}: calibration"
+        value.get("calibration", {}), Calibration, where=f"{path}: calibration"
     )
-    return PolicyFile(policy=policy, calibration=calibration, note=str(value.get("note", "")))
+    return PolicyFile(policy=policy, calibration=calibration, note=note)
 
 
 def save_policy(path: str | Path, file: PolicyFile) -> None:

@@ -18,10 +18,10 @@ _ROUND = 6755399441055744.0  # 1.5 * 2**52: adding it rounds to an integer, held
 
 @compiled
 def sigmoid(logit: float) -> float:
-    """1 / (1 + exp(-logit)) to 2e-16 of its value, finite for every logit but NaN.
+    """1 / (1 + exp(-logit)) to 4e-16 of its value, finite for every logit but NaN.
 
-    With x = -logit, exp(x) = 2**n exp(r), |r| <= ln(2) / 2, and exp(r) = (even + odd) / (even - odd)
-    by the Pade approximant of degrees 6 and 6, 2e-19 off. Without branches and calls, so that a
+    With x = -logit, exp(x) = 2**n exp(r), |r| <= ln(2) / 2, and by the Pade approximant of degrees
+    6 and 6 exp(r) = (even + odd) / (even - odd), 2e-19 off. Without branches and calls, so that a
     loop over it does several at a time, with the same bits on every machine.
     """
     x = min(max(-logit, -690.0), 690.0)
