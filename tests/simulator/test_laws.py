@@ -219,3 +219,18 @@ def test_a_trace_of_which_nothing_fits_is_refused() -> None:
     requests = trace(2, prompt_tokens=np.array([5000, 6000]), output_tokens=np.array([1, 1]))
     with pytest.raises(ValueError, match=r"no request fits the KV memory of 1000 tokens"):
         simulate(scenario("fixed", requests, engine={"kv_pool_tokens": 1000}))
+
+
+@pytest.mark.law
+def test_the_plan_follows_what_the_policy_believes_and_the_clock_what_is_true() -> None:
+    dear = cost_model(
+        table={
+            "tokens": [1, 4096], "seconds": [0.001, 4.0], "between": "linear",
+            "origin": "analytic",
+        }
+    )  # fmt: skip
+    honest = simulate(scenario("global", trace(200, rate=40.0)))
+    misled = simulate(scenario("global", trace(200, rate=40.0), belief=dear))
+    assert misled.requests["verified"].sum() < 0.5 * honest.requests["verified"].sum()
+    lone = [simulate(scenario("none", trace(200), belief=belief)) for belief in (None, dear)]
+    assert columns(lone[0].requests) == columns(lone[1].requests), "belief must not move the clock"
