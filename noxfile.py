@@ -2,6 +2,7 @@
 
 import nox
 
+nox.options.sessions = ["checks", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
@@ -22,4 +23,13 @@ def checks(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The core, the traces, the simulator and the analysis."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "2", *session.posargs, env=_QUIET_THREADS)
+    session.run("pytest", "-n", "2", "--ignore=tests/draft", *session.posargs, env=_QUIET_THREADS)
+
+
+@nox.session
+def draft(session: nox.Session) -> None:
+    """The drafter: model, data, training, decoding, evaluation, calibration."""
+    # The newest torch whose CPU build needs no CUDA libraries where one is at hand.
+    session.install("-e", ".[test,draft]", "torch==2.13.0")
+    session.run("mypy", "-p", "sglang_dspark.draft")
+    session.run("pytest", "-n", "2", "tests/draft", *session.posargs, env=_QUIET_THREADS)
