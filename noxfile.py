@@ -2,7 +2,6 @@
 
 import nox
 
-nox.options.sessions = ["checks", "tests"]
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
 
