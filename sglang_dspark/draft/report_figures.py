@@ -141,10 +141,11 @@ def reliability_figure(
             color=_INK,
         )
         axis.set_xlim(0, 1)
-        axis.set_ylim(0, 1.15)
+        axis.set_ylim(0, 1.22)
         axis.set_xlabel("predicted prefix survival", fontsize=8)
     axes[0].set_ylabel("observed", fontsize=8)
-    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=4)
     return figure
 
 

@@ -25,7 +25,7 @@ from sglang_dspark.draft.sampler import answer_tokens
 from sglang_dspark.draft.sampling import Sampling
 from sglang_dspark.draft.target import Target
 
-REQUESTS, NEW_TOKENS = 3600, 12
+REQUESTS, NEW_TOKENS = 3400, 12
 POLICIES = ("none", "fixed", "threshold:0.6", "early_stop", "global", "sglang")
 SAMPLINGS = {
     "T0.7": Sampling(temperature=0.7),
@@ -85,7 +85,7 @@ def decode(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_speculation_is_distributed_as_plain_sampling(name: str, dtype: str) -> None:
-    """259,200 tokens a case, 43,200 of each policy."""
+    """244,800 tokens a case, 40,800 of each policy."""
     sampling, kind = SAMPLINGS[name], DTYPES[dtype]
     target, _ = pair(kind)
     law = pair_law(target, sampling, PROMPT)
@@ -159,6 +159,11 @@ def rejected(plans: PlansLengths) -> float:
 
 
 @pytest.mark.law
+def test_the_rule_as_it_is_is_not_rejected_by_what_catches_broken_ones() -> None:
+    assert rejected(planner("fixed")) > LEAST
+
+
+@pytest.mark.law
 @pytest.mark.parametrize(
     ("function", "broken"),
     [
@@ -171,7 +176,6 @@ def rejected(plans: PlansLengths) -> float:
 def test_a_broken_rule_is_caught(
     monkeypatch: pytest.MonkeyPatch, function: str, broken: Callable[..., torch.Tensor]
 ) -> None:
-    assert rejected(planner("fixed")) > LEAST
     monkeypatch.setattr(rejection, function, broken)
     assert rejected(planner("fixed")) < LEAST
 
