@@ -126,7 +126,7 @@ def _policy_of_name(name: str, known_as: str) -> type[Policy]:
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{known_as}: no policy {name!r}; {hint}there are {', '.join(POLICIES)}")
+        raise ValueError(f"{known_as}: no policy {name!r}; {hint}known: {', '.join(POLICIES)}")
     return POLICIES[name]
 
 

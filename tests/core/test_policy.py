@@ -85,9 +85,9 @@ def test_policies_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("gobal", "--policy: no policy 'gobal'; did you mean 'global'? there are none, fixed,"),
-        ("zzz", "--policy: no policy 'zzz'; there are none, fixed, threshold,"),
-        ("", "--policy: no policy ''; there are"),
+        ("gobal", "--policy: no policy 'gobal'; did you mean 'global'? known: none, fixed,"),
+        ("zzz", "--policy: no policy 'zzz'; known: none, fixed, threshold,"),
+        ("", "--policy: no policy ''; known: none"),
         ("global:3", "--policy global:3: global takes no parameter; write just global"),
         ("fixed:", "--policy fixed:: length: "),
         ("fixed:two", "--policy fixed:two: length: invalid literal for int()"),
