@@ -22,7 +22,15 @@ def checks(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The core, the traces, the simulator and the analysis."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "2", "--ignore=tests/draft", *session.posargs, env=_QUIET_THREADS)
+    session.run(
+        "pytest",
+        "-n",
+        "2",
+        "--ignore=tests/draft",
+        "--ignore=tests/runtime",
+        *session.posargs,
+        env=_QUIET_THREADS,
+    )
 
 
 @nox.session
@@ -32,3 +40,12 @@ def draft(session: nox.Session) -> None:
     session.install("-e", ".[test,draft]", "torch==2.13.0")
     session.run("mypy", "-p", "sglang_dspark.draft")
     session.run("pytest", "-n", "2", "tests/draft", *session.posargs, env=_QUIET_THREADS)
+
+
+@nox.session
+def worker(session: nox.Session) -> None:
+    """DSPARK inside SGLang 0.5.15.post1, served on the CPU; makes the laptop pair if need be."""
+    session.install("-r", "requirements/sglang-0.5.15-cpu.txt", "-e", ".[test,draft]")
+    session.install("--no-deps", "-r", "requirements/sglang-0.5.15-cpu-nodeps.txt")
+    session.run("mypy", "-p", "sglang_dspark.runtime")
+    session.run("pytest", "tests/runtime", *session.posargs, env=_QUIET_THREADS)

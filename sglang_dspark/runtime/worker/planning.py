@@ -1,0 +1,82 @@
+"""The policy's side of a step: confidence history in, ``VerifyPlan`` out.
+
+Owns what a policy may remember of each request. Knows neither SGLang nor tensors on a device; the
+decision is ``sglang_dspark.core``'s, the one that the simulator runs.
+
+Shapes: R requests in the step, K draft positions, P rows of SGLang's request pool.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang_dspark.core.planner import Planner
+from sglang_dspark.core.state import BatchState, Bools, Floats, Ints, VerifyPlan
+
+LAG_STEPS = 2
+"""Age of the confidences that a budget is made from (paper 5.2)."""
+
+
+class StepPlanner:
+    """A planner with its requests' memory, one row for each slot of SGLang's request pool."""
+
+    def __init__(self, planner: Planner, pool_size: int) -> None:
+        self.planner = planner
+        self._history_LPK = np.full((LAG_STEPS + 1, pool_size, planner.gamma), np.nan)
+        self._drafts_P = np.ones(pool_size, dtype=np.bool_)
+        self.forced_length: int | None = None
+        """Verify this many drafts of each request, whatever the policy says; set by ``control``."""
+
+    def begin(self, pool_R: npt.NDArray[np.int64]) -> None:
+        """These slots start a request: forget what was there."""
+        self._history_LPK[:, pool_R] = np.nan
+        self._drafts_P[pool_R] = True
+
+    def drafts(self, pool_R: npt.NDArray[np.int64]) -> Bools:
+        """Which of these requests the last plan wants a draft for."""
+        return self._drafts_P[pool_R]
+
+    def plan(
+        self, *, pool_R: npt.NDArray[np.int64], logits_RK: Floats, context_tokens_R: Ints
+    ) -> tuple[BatchState, VerifyPlan, str]:
+        """(what the policy saw, its plan, why it was overruled or "") of one step.
+
+        ``logits_RK``: raw confidences, a row of -inf where nothing was drafted. A NaN among them
+        breaks no request: everything drafted is verified this step, and the NaNs are forgotten.
+        """
+        broken: Bools = np.asarray(np.isnan(logits_RK).any(axis=1))
+        drafted: Bools = np.asarray(logits_RK[:, 0] != -np.inf)
+        history = self._history_LPK
+        history[:-1, pool_R] = history[1:, pool_R]
+        history[-1, pool_R] = np.where((drafted & ~broken)[:, None], logits_RK, np.nan)
+        stale_RK = history[0, pool_R]
+        state = BatchState(
+            logits=np.where(broken[:, None], 0.0, logits_RK),
+            stale_logits=stale_RK,
+            stale_age=np.where(np.isnan(stale_RK[:, 0]), 0, LAG_STEPS),
+            context_tokens=context_tokens_R,
+        )
+        plan, degraded = self.planner.plan(state), ""
+        if self.forced_length is not None:
+            plan = verify_everything(plan, drafted, self.forced_length)
+            degraded = "length was forced"
+        if broken.any():
+            plan = verify_everything(plan, drafted, self.planner.gamma)
+            degraded = "confidences were NaN"
+        return state, plan, degraded
+
+    def remember(self, pool_R: npt.NDArray[np.int64], plan: VerifyPlan) -> None:
+        """The plan that is carried out: it says who is drafted for next."""
+        self._drafts_P[pool_R] = plan.draft_next
+
+
+def verify_everything(plan: VerifyPlan, drafted: Bools, gamma: int) -> VerifyPlan:
+    """The plan with every drafted token in it; predictions are the policy's no more."""
+    return VerifyPlan(
+        lengths=np.where(drafted, gamma, 0).astype(np.int64),
+        draft_next=np.ones_like(plan.draft_next),
+        predicted_step_s=plan.predicted_step_s,
+        expected_tokens=plan.expected_tokens,
+        stop_reason="fixed",
+    )
