@@ -9,6 +9,7 @@ Read in this order:
 Commands:
 
 - ``python -m traces.convert``: public traces and server logs into this schema
+- ``python -m traces.record``: a running server's requests and steps, and a trace of them
 - ``python -m traces.synthesize``: a trace from a mixture file
 - ``python -m traces.describe``: rates, burstiness, lengths and prefix reuse, as table and picture
 

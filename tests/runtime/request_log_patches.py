@@ -15,6 +15,15 @@ def quick_request_log() -> None:
     RequestLog.__init__.__kwdefaults__["interval_s"] = 0.3
 
 
+def quick_logs() -> None:
+    """The same of both logs."""
+    from sglang_dspark.runtime.step_log import StepLog
+
+    quick_request_log()
+    assert StepLog.__init__.__kwdefaults__ is not None
+    StepLog.__init__.__kwdefaults__["interval_s"] = 0.3
+
+
 def full_disk() -> None:
     """No part of a log can be written."""
     from sglang_dspark.runtime import part_writer
@@ -26,7 +35,7 @@ def full_disk() -> None:
         raise ValueError(f"{path}: cannot write: {errno.errorcode[errno.ENOSPC]}")
         yield
 
-    part_writer.atomic_write = refuse
+    part_writer.atomic_write = refuse  # type: ignore[attr-defined]
 
 
 def broken_hooks() -> None:
@@ -36,4 +45,4 @@ def broken_hooks() -> None:
     def fail(*args: Any) -> None:
         raise AttributeError("no such field")
 
-    RequestRecorder._tokens = fail  # type: ignore[method-assign]
+    RequestRecorder._tokens = fail  # type: ignore[method-assign, assignment]

@@ -1,0 +1,136 @@
+"""From a server's request log to a trace, with what was measured beside it.
+
+Owns which recorded requests a trace can hold, and the sibling file ``NAME.measured.jsonl``: one
+line per request of the trace, in its order, with the times that the schema has no field for. Knows
+no server (``traces.record``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sglang_dspark.files import atomic_write
+from sglang_dspark.runtime.request_parts import RequestLogRead, RequestRecord, read_requests
+from traces.columns import Trace
+from traces.schema import Request
+from traces.store import write_trace
+
+_MEASURED = (
+    "request_id",
+    "finish",
+    "streamed",
+    "queue_s",
+    "ttft_s",
+    "tpot_s",
+    "latency_s",
+    "cached_tokens",
+    "retractions",
+    "decode_steps",
+)
+
+
+def measured_path(trace: str | Path) -> Path:
+    """The sibling of a trace: ``live.jsonl`` has ``live.measured.jsonl``."""
+    trace = Path(trace)
+    return trace.with_name(f"{trace.name.removesuffix('.jsonl')}.measured.jsonl")
+
+
+def trace_of_log(
+    folder: str | Path, out: str | Path, *, command: str, domain: str | None = None
+) -> Trace:
+    """Write the trace of a request log. ``ValueError`` when there is no request to keep.
+
+    Arrivals count from the first kept request. Left out, and counted in the sidecar's notes: what
+    generated nothing, and the warm-up that a server sends itself before others may.
+    """
+    log = read_requests(folder)
+    notes: Counter[str] = Counter()
+    kept = _kept(log, notes)
+    if not kept:
+        reasons = "".join(f"; {reason}: {count}" for reason, count in notes.items())
+        raise ValueError(f"{folder}: holds no request that generated tokens{reasons}")
+    names = _unique(kept, notes)
+    first_s = kept[0].arrival_s
+    numbers: dict[int, int] = {}
+    requests = [
+        Request(
+            request_id=name,
+            arrival_s=round(record.arrival_s - first_s, 6),
+            prompt_tokens=record.prompt_tokens,
+            output_tokens=record.output_tokens,
+            domain=domain,
+            session_id=record.session_id,
+            prefix_hashes=_numbered(record, log.block_tokens, numbers),
+            temperature=record.temperature,
+            priority=record.priority,
+        )
+        for name, record in zip(names, kept, strict=True)
+    ]
+    since = datetime.fromtimestamp(first_s, UTC).isoformat(timespec="seconds")
+    trace = write_trace(
+        out,
+        requests,
+        source=f"request log {Path(folder).name}, from {since}",
+        command=command,
+        block_tokens=log.block_tokens if numbers else None,
+        notes=dict(notes) or None,
+    )
+    _write_measured(measured_path(out), names, kept)
+    return trace
+
+
+def _kept(log: RequestLogRead, notes: Counter[str]) -> list[RequestRecord]:
+    if log.dropped:
+        notes["missing: dropped by the recorder"] = log.dropped
+    # An engine without a server never says that it is up: then nothing tells the two apart.
+    ever_up = any(not record.starting for record in log.records)
+    kept = []
+    for record in log.records:
+        if record.starting and ever_up:
+            notes["left out: the server's own warm-up"] += 1
+        elif record.output_tokens < 1:
+            notes["left out: generated nothing"] += 1
+        elif record.prompt_tokens < 1:
+            notes["left out: no prompt tokens"] += 1
+        else:
+            notes["kept: aborted, as far as it came"] += record.finish == "abort"
+            kept.append(record)
+    for reason in [reason for reason, count in notes.items() if not count]:
+        del notes[reason]
+    return kept
+
+
+def _unique(records: Sequence[RequestRecord], notes: Counter[str]) -> list[str]:
+    taken: set[str] = set()
+    names = []
+    for record in records:
+        name, again = record.request_id, 1
+        while name in taken:
+            again += 1
+            name = f"{record.request_id}#{again}"
+        if again > 1:
+            notes["request_id used before, numbered"] += 1
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _numbered(
+    record: RequestRecord, block_tokens: int, numbers: dict[int, int]
+) -> list[int | str] | None:
+    """Hashes as numbers in order of first appearance; a prompt of a session may be longer."""
+    most = record.prompt_tokens // block_tokens
+    hashes = record.prefix_hashes[:most].tolist()
+    return [numbers.setdefault(value, len(numbers)) for value in hashes] or None
+
+
+def _write_measured(path: Path, names: Sequence[str], records: Sequence[RequestRecord]) -> None:
+    with atomic_write(path) as file:
+        for name, record in zip(names, records, strict=True):
+            line = {field: getattr(record, field) for field in _MEASURED}
+            line["request_id"] = name
+            file.write(json.dumps(line, allow_nan=False) + "\n")
