@@ -1,17 +1,20 @@
 """What the serving tests share: the trained pair, a warm process, prompts and their plain answers.
 
-Tests that need SGLang skip themselves where it is not installed, so that the rest of this folder
-runs anywhere.
+Nothing here is imported before a test asks for it: the folder's other tests need neither SGLang nor
+a trained pair.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from servers import Nursery
-from serving_scenes import Greedy, Pair, greedy_prompts, plain_answers
+
+if TYPE_CHECKING:
+    from servers import Nursery
+    from serving_scenes import Greedy, Pair
 
 CACHE_VARIABLE = "SGLANG_DSPARK_CACHE"
 """Folder of the trained pair; without it the demo's own cache, so that either run finds it."""
@@ -21,6 +24,8 @@ CACHE_VARIABLE = "SGLANG_DSPARK_CACHE"
 def pair() -> Pair:
     """The laptop run's target and drafter on templated text, made where they are missing."""
     pytest.importorskip("sglang")
+    from serving_scenes import Pair
+
     from sglang_dspark.draft.demo import default_cache, trained_pair
     from sglang_dspark.draft.demo_recipe import laptop
 
@@ -32,6 +37,8 @@ def pair() -> Pair:
 @pytest.fixture(scope="session")
 def nursery(pair: Pair) -> Iterator[Nursery]:
     """One warm process for the whole session."""
+    from servers import Nursery
+
     # ``pair`` first: training beside a warm process would only cost memory.
     with Nursery() as warm:
         yield warm
@@ -40,4 +47,6 @@ def nursery(pair: Pair) -> Iterator[Nursery]:
 @pytest.fixture(scope="session")
 def greedy(pair: Pair, nursery: Nursery) -> Greedy:
     """200 prompts with what a server without speculation answers greedily."""
+    from serving_scenes import greedy_prompts, plain_answers
+
     return plain_answers(pair, nursery, greedy_prompts(pair, count=215), keep=200, new_tokens=64)

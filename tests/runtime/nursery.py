@@ -74,8 +74,8 @@ def _warm_up() -> None:
 def _serve(arguments: list[str], environment: dict[str, str], folder: str, patch: str) -> None:
     """Become a server; never returns."""
     os.setsid()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, signal.SIG_DFL)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.SIG_DFL)
     ctypes.CDLL("libc.so.6").prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     log = os.open(f"{folder}/server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -92,7 +92,7 @@ def _serve(arguments: list[str], environment: dict[str, str], folder: str, patch
         # Decided at import, when there was no folder yet.
         values.ValueClass = values.get_value_class()  # type: ignore[attr-defined]
     multiprocessing.set_start_method("fork", force=True)
-    multiprocessing.set_start_method = lambda *_, **__: None  # type: ignore[attr-defined]
+    multiprocessing.set_start_method = lambda *_, **__: None
     sys.argv = ["sglang.launch_server", *arguments]
     if patch:
         module, name = patch.split(":")

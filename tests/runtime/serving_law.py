@@ -100,7 +100,7 @@ class Evidence:
         counts = np.zeros(PLACES)
         rng = torch.Generator().manual_seed(self.tokens)
         numbers = torch.arange(law_MV.shape[-1])
-        for rows in torch.arange(len(law_MV)).split(4096):
+        for rows in torch.arange(len(law_MV)).split(4096):  # type: ignore[no-untyped-call]
             law, order, tokens = law_MV[rows], order_MV[rows], tokens_M[rows, None]
             mine = order.gather(-1, tokens)
             earlier = (order > mine) | ((order == mine) & (numbers < tokens))
@@ -114,7 +114,7 @@ class Evidence:
         self, law_NSV: torch.Tensor, tokens_NS: torch.Tensor, use_NS: torch.Tensor
     ) -> None:
         for column in range(1, tokens_NS.shape[1]):
-            before, which = tokens_NS[:, :column].unique(dim=0, return_inverse=True)
+            before, which = torch.unique(tokens_NS[:, :column], dim=0, return_inverse=True)
             for group in range(len(before)):
                 members = torch.nonzero((which == group) & use_NS[:, column])[:, 0]
                 if len(members) < _LEAST_VISITS:

@@ -6,11 +6,13 @@ Each function is called once in a freshly forked server.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from typing import Any
 
 import numpy as np
 import torch
 
-from sglang_dspark.core.state import BatchState, VerifyPlan
+from sglang_dspark.core.state import BatchState, Floats, VerifyPlan
 
 
 def quick_step_log() -> None:
@@ -25,14 +27,16 @@ def accept_everything() -> None:
     """Every verified draft token passes: the drafter's distribution, not the target's."""
     from sglang_dspark.runtime.kernels import rejection
 
-    rejection.acceptance_probability = lambda *, target, draft: torch.ones_like(target).double()
+    rejection.acceptance_probability = (  # type: ignore[attr-defined]
+        lambda *, target, draft: torch.ones_like(target).double()
+    )
 
 
 def resample_the_target() -> None:
     """A rejected token is replaced by a draw from p instead of the positive part of p - q."""
     from sglang_dspark.runtime.kernels import rejection
 
-    rejection.residual = lambda *, target_RV, draft_RV: target_RV
+    rejection.residual = lambda *, target_RV, draft_RV: target_RV  # type: ignore[attr-defined]
 
 
 def look_at_what_is_cut() -> None:
@@ -51,3 +55,19 @@ def look_at_what_is_cut() -> None:
         )
 
     Planner.plan = peeking  # type: ignore[method-assign]
+
+
+def nan_confidences() -> None:
+    """Every fifth step, the first request's confidences are NaN from position 3 on."""
+    from sglang_dspark.runtime.worker.planning import StepPlanner
+
+    plan, steps = StepPlanner.plan, itertools.count()
+
+    def poisoned(self: StepPlanner, *, logits_RK: Floats, **state: Any) -> Any:
+        if next(steps) % 5 == 0:
+            logits_RK = logits_RK.copy()
+            logits_RK[0, 2:] = np.nan
+        return plan(self, logits_RK=logits_RK, **state)
+
+    StepPlanner.plan = poisoned  # type: ignore[method-assign]
+    quick_step_log()

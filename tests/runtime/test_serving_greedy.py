@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from servers import Nursery, dspark_arguments
 from serving_checks import replayed
-from serving_client import Job, Outcome, account, metrics, serve, total
+from serving_client import Job, Outcome, account, metrics, serve, server_info, total
 from serving_scenes import Greedy, Pair, greedy_sampling, write_costs
+
+from sglang_dspark.runtime.step_log import read
 
 LARGE_POOL, SMALL_POOL = 4096, 560
 RETRACT_OFTEN = {"SGLANG_RETRACT_DECODE_STEPS": "1", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS": "2"}
@@ -144,3 +146,27 @@ def test_greedy_answers_are_those_of_plain_decoding(
     assert counts.different == 0, counts.first_different
     assert counts.same > 100
     assert counts.degraded == 0
+
+
+@pytest.mark.example
+def test_nan_confidences_are_verified_in_full_and_cost_no_token(
+    pair: Pair, nursery: Nursery, greedy: Greedy, tmp_path: Path
+) -> None:
+    costs = write_costs(tmp_path / "costs.json", token_share=1.0, requests=8)
+    log = tmp_path / "steps"
+    arguments = dspark_arguments(
+        pair.target_folder, pair.drafter_folder, policy="global", cost_model=costs
+    )
+    jobs = [Job(prompt=one, sampling=greedy_sampling(64)) for one in greedy.prompts[:40]]
+    with nursery.start(
+        [*arguments, "--speculative-dspark-step-log", str(log)],
+        patch="serving_patches:nan_confidences",
+    ) as server:
+        outcomes = serve(server.url, jobs, concurrency=8)
+        told = server_info(server.url)["internal_states"][0]["dspark"]
+        counts = replayed(log)
+    assert [outcome.tokens for outcome in outcomes] == greedy.answers[:40]
+    assert sum(told["degraded_steps"].values()) == counts.degraded >= 10
+    assert counts.different == 0, counts.first_different
+    for record in read(log):
+        assert not record.degraded or record.shape == "uniform"
