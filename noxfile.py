@@ -48,4 +48,30 @@ def worker(session: nox.Session) -> None:
     session.install("-r", "requirements/sglang-0.5.15-cpu.txt", "-e", ".[test,draft]")
     session.install("--no-deps", "-r", "requirements/sglang-0.5.15-cpu-nodeps.txt")
     session.run("mypy", "-p", "sglang_dspark.runtime")
-    session.run("pytest", "tests/runtime", *session.posargs, env=_QUIET_THREADS)
+    session.run(
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "tests/runtime",
+        *session.posargs,
+        env=_QUIET_THREADS,
+    )
+
+
+@nox.session
+def steer(session: nox.Session) -> None:
+    """The built-in DSPARK of SGLang 0.5.21 under this project's policies, served on the CPU."""
+    session.install("-r", "requirements/sglang-0.5.21-cpu.txt", "-e", ".[test,draft]")
+    session.install("--no-deps", "-r", "requirements/sglang-0.5.21-cpu-nodeps.txt")
+    session.run(
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "tests/steer",
+        *session.posargs,
+        env=_QUIET_THREADS,
+    )

@@ -11,7 +11,7 @@ from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import PolicyTables, Workspace, decide
 from sglang_dspark.core.state import Floats
-from sglang_dspark.core.survival import fill_survival
+from sglang_dspark.core.survival import fill_survival, fill_survival_float32
 from simulator.acceptance import AcceptanceTables, begin_request, draw_round
 from simulator.kv_cache import (
     available_pages,
@@ -111,8 +111,12 @@ def draft(
     acceptance: AcceptanceTables,
     inverse_temperature: Floats,
     bias: Floats,
+    as_sglang: bool,
 ) -> None:
-    """Draw every running request's round: outcomes, current survivals, survivals ``lag`` ago."""
+    """Draw every running request's round: outcomes, current survivals, survivals ``lag`` ago.
+
+    ``as_sglang``: survivals in the arithmetic of SGLang's own planner.
+    """
     depth = engine.lag_steps + 1
     for i in range(memory.state[0].running):
         r = memory.running[i]
@@ -130,7 +134,10 @@ def draft(
         request.step_state = step_state
         memory.outcome[i] = accepted
         now = memory.ring[request.slot, request.history % depth]
-        fill_survival(memory.logits, inverse_temperature, bias, now)
+        if as_sglang:
+            fill_survival_float32(memory.logits, inverse_temperature, bias, now)
+        else:
+            fill_survival(memory.logits, inverse_temperature, bias, now)
         memory.survival[i] = now
         if request.history >= engine.lag_steps:
             memory.stale[i] = memory.ring[request.slot, (request.history + 1) % depth]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import CostTables
-from sglang_dspark.core.decide import PolicyTables, Workspace
+from sglang_dspark.core.decide import SGLANG, PolicyTables, Workspace
 from sglang_dspark.core.state import Floats
 from simulator.acceptance import AcceptanceTables
 from simulator.decode import commit, draft, make_room, plan_and_time
@@ -159,7 +159,8 @@ def advance(
         elif state.running > 0:
             make_room(memory, engine, step_tokens)
             if speculative:
-                draft(memory, engine, acceptance, inverse_temperature, bias)
+                as_sglang = policy.code == SGLANG
+                draft(memory, engine, acceptance, inverse_temperature, bias, as_sglang)
             requests = state.running
             context = _context_tokens(memory)
             tokens, step_s, predicted_s, expected, reason = plan_and_time(

@@ -61,6 +61,11 @@ class Scenario:
     def check(self) -> None:
         """Raise ``ValueError`` on parts that do not fit each other, before anything runs."""
         request_records(self)
+        if self.policy.correction.on:
+            raise ValueError(
+                "the policy is corrected online, which the simulator does not do; replay it with "
+                "its file's correction taken out"
+            )
         bounds = self.engine.max_running_requests
         gamma = self.acceptance.gamma
         compile_policy(self.policy.policy, self.belief or self.cost_model, gamma, bounds)

@@ -8,8 +8,10 @@ In order of import:
 - ``ranking``: order tokens by survival, hand slots to the best
 - ``cost_tables``, ``cost_schema``, ``cost_curve``, ``roofline``, ``cost``: what a step costs
 - ``sglang_tables``: SGLang's own cost-table files
+- ``correction``: bounded changes of prices and confidences, learned from completed steps
 - ``decide``, ``policy``: what each budget policy decides, and the file it travels in
 - ``planner``: policy, cost model and calibration bound together
+- ``corrected_planner``: the same, corrected online
 """
 
 from sglang_dspark.core.calibration import Calibration, load_calibration

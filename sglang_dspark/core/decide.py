@@ -26,6 +26,9 @@ NO_DRAFT, FIXED, THRESHOLD, NO_GAIN, EXHAUSTED, KV_ROOM = range(6)
 
 TABLE_FLAT, TABLE_SPS, TABLE_ADDITIVE = range(3)
 
+SGLANG = 5
+"""``code`` of the ``sglang`` policy, whose survivals are in SGLang's arithmetic."""
+
 
 class PolicyTables(NamedTuple):
     """A policy's parameters as compiled code reads them."""
@@ -159,6 +162,25 @@ def sglang_budget(
 
 
 @compiled
+def stale_budget(
+    policy: PolicyTables, costs: CostTables, stale_survival: Floats, room: int, work: Workspace
+) -> tuple[int, float, int]:
+    """(budget, predicted step seconds or NaN, candidates) of a policy that decides by old survival.
+
+    The part of ``decide`` that an engine may run before the step's tokens are drafted.
+    """
+    rows = stale_survival.shape[0]
+    total = sort_candidates(stale_survival, work.values, work.counts)
+    step_s = np.nan
+    if policy.code == 4:
+        budget = best_budget(costs, work.values, total, rows, room)
+    else:
+        budget, step_s = sglang_budget(policy, work.values, total, rows)
+        budget = min(budget, room)
+    return budget, step_s, total
+
+
+@compiled
 def _cut_to_room(lengths: Ints, rows: int, columns: int, room: int) -> bool:
     """Shorten lengths to ``room`` tokens, position by position, request by request.
 
@@ -224,12 +246,7 @@ def decide(
             reason = KV_ROOM if budget == room else NO_GAIN
         assign_slots(survival, budget, lengths, work.values, work.counts)
     else:
-        total = sort_candidates(stale_survival, work.values, work.counts)
-        if policy.code == 4:
-            budget = best_budget(costs, work.values, total, rows, room)
-        else:
-            budget, step_s = sglang_budget(policy, work.values, total, rows)
-            budget = min(budget, room)
+        budget, step_s, total = stale_budget(policy, costs, stale_survival, room, work)
         if budget < total:
             reason = KV_ROOM if budget == room else NO_GAIN
         assign_slots(survival, budget, lengths, work.values, work.counts)

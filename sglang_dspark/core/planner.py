@@ -18,16 +18,19 @@ from sglang_dspark.core.decide import (
     PolicyTables,
     decide,
     make_workspace,
+    stale_budget,
 )
 from sglang_dspark.core.policy import (
     ConfidenceThreshold,
     FixedLength,
+    GlobalBudget,
     NoSpeculation,
     Policy,
     SGLangPlanner,
 )
-from sglang_dspark.core.state import STOP_REASONS, BatchState, VerifyPlan
-from sglang_dspark.core.survival import fill_survival_rows
+from sglang_dspark.core.ranking import assign_slots
+from sglang_dspark.core.state import STOP_REASONS, BatchState, Floats, Ints, VerifyPlan
+from sglang_dspark.core.survival import fill_survival_rows, fill_survival_rows_float32
 
 
 def compile_policy(
@@ -83,19 +86,61 @@ class Planner:
         self.policy_tables = compile_policy(policy, cost_model, gamma, max_requests)
         self.inverse_temperature, self.bias = (calibration or Calibration()).arrays(gamma)
         self._work = make_workspace(max_requests, gamma)
+        as_sglang = isinstance(policy, SGLangPlanner)
+        self._fill = fill_survival_rows_float32 if as_sglang else fill_survival_rows
+
+    def survival(self, logits: Floats) -> Floats:
+        """[R, K] the survivals that ``plan`` ranks by; for ``sglang`` in SGLang's arithmetic."""
+        found = np.empty(logits.shape)
+        self._fill(logits, self.inverse_temperature, self.bias, found)
+        return found
+
+    @property
+    def decides_early(self) -> bool:
+        """Whether the number of tokens is known before they are drafted: see ``budget``."""
+        early = (NoSpeculation, FixedLength, GlobalBudget, SGLangPlanner)
+        return isinstance(self.policy, early)
+
+    def budget(self, stale_logits: Floats) -> tuple[int, float]:
+        """(draft tokens that ``plan`` will verify, predicted seconds) from the old logits alone.
+
+        The same number as in ``plan`` of any state with these ``stale_logits``, unless there is no
+        room or fewer tokens are worth a slot; NaN seconds where the policy leaves them to ``plan``.
+        ``ValueError`` for a policy that decides by the current logits.
+        """
+        rows = stale_logits.shape[0]
+        self._check_fits(rows, stale_logits.shape[1])
+        if isinstance(self.policy, NoSpeculation):
+            return 0, np.nan
+        if isinstance(self.policy, FixedLength):
+            return rows * self.policy_tables.length, np.nan
+        if not self.decides_early:
+            raise ValueError(f"policy {self.policy.name} has no budget before the draft; call plan")
+        budget, step_s, _ = stale_budget(
+            self.policy_tables, self.costs, self.survival(stale_logits), 2**62, self._work
+        )
+        return budget, step_s
+
+    def assign(self, logits: Floats, budget: int) -> Ints:
+        """[R] lengths: ``budget`` tokens to the best current survivals, as in ``plan``."""
+        rows = logits.shape[0]
+        self._check_fits(rows, logits.shape[1])
+        work = self._work
+        assign_slots(self.survival(logits), budget, work.lengths, work.values, work.counts)
+        return work.lengths[:rows].copy()
+
+    def _check_fits(self, rows: int, gamma: int) -> None:
+        if gamma != self.gamma or rows > self.max_requests:
+            raise ValueError(
+                f"state of {rows} requests x {gamma} positions does not fit a planner for "
+                f"{self.max_requests} x {self.gamma}; build one of that size"
+            )
 
     def plan(self, state: BatchState) -> VerifyPlan:
         """The plan for one step; raises ``ValueError`` when the state does not fit the planner."""
         rows = state.requests
-        if state.gamma != self.gamma or rows > self.max_requests:
-            raise ValueError(
-                f"state of {rows} requests x {state.gamma} positions does not fit a planner for "
-                f"{self.max_requests} x {self.gamma}; build one of that size"
-            )
-        survival = np.empty((rows, self.gamma))
-        stale = np.empty((rows, self.gamma))
-        fill_survival_rows(state.logits, self.inverse_temperature, self.bias, survival)
-        fill_survival_rows(state.stale_logits, self.inverse_temperature, self.bias, stale)
+        self._check_fits(rows, state.gamma)
+        survival, stale = self.survival(state.logits), self.survival(state.stale_logits)
         step_s, expected, reason = decide(
             self.policy_tables, self.costs, survival, stale, state.kv_room_tokens, self._work
         )

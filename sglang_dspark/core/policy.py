@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.correction import Correction
 from sglang_dspark.files import decode_record, read_json, refuse_unknown, write_json
 
 
@@ -99,7 +100,7 @@ POLICIES: dict[str, type[Policy]] = {
     )
 }
 
-_FILE_KEYS = ("schema_version", "policy", "parameters", "calibration", "note")
+_FILE_KEYS = ("schema_version", "policy", "parameters", "calibration", "correction", "note")
 _MAIN_PARAMETER = {"fixed": "length", "threshold": "threshold", "sglang": "table"}
 
 
@@ -109,6 +110,8 @@ class PolicyFile:
 
     policy: Policy
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
+    correction: Correction = dataclasses.field(default_factory=Correction)
+    """What is learned of prices and confidences while serving; nothing unless the file says so."""
     note: str = ""
     """Where it came from: the command, the trace and the cost model it was tuned on."""
 
@@ -152,7 +155,10 @@ def parse_policy(text: str) -> PolicyFile:
 
 
 def load_policy(path: str | Path) -> PolicyFile:
-    """Read ``{"schema_version": 1, "policy": NAME, "parameters": {...}, "calibration": {...}}``."""
+    """Read ``{"schema_version": 1, "policy": NAME, "parameters": {...}, "calibration": {...}}``.
+
+    With ``"correction": {"cost": true, "calibration": true}`` it is corrected online.
+    """
     value = read_json(path)
     if not isinstance(value, dict) or not isinstance(value.get("policy"), str):
         raise ValueError(f"{path}: a policy file is an object with the key 'policy'")
@@ -168,18 +174,19 @@ def load_policy(path: str | Path) -> PolicyFile:
     calibration = decode_record(
         value.get("calibration", {}), Calibration, where=f"{path}: calibration"
     )
-    return PolicyFile(policy=policy, calibration=calibration, note=note)
+    correction = decode_record(value.get("correction", {}), Correction, where=f"{path}: correction")
+    return PolicyFile(policy=policy, calibration=calibration, correction=correction, note=note)
 
 
 def save_policy(path: str | Path, file: PolicyFile) -> None:
-    """Write what ``load_policy`` reads."""
-    write_json(
-        path,
-        {
-            "schema_version": 1,
-            "policy": file.policy.name,
-            "parameters": dataclasses.asdict(file.policy),
-            "calibration": dataclasses.asdict(file.calibration),
-            "note": file.note,
-        },
-    )
+    """Write what ``load_policy`` reads; without ``correction`` where nothing is corrected."""
+    value: dict[str, Any] = {
+        "schema_version": 1,
+        "policy": file.policy.name,
+        "parameters": dataclasses.asdict(file.policy),
+        "calibration": dataclasses.asdict(file.calibration),
+        "note": file.note,
+    }
+    if file.correction != Correction():
+        value["correction"] = dataclasses.asdict(file.correction)
+    write_json(path, value)

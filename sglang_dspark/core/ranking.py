@@ -11,8 +11,8 @@ import numpy as np
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.state import Floats, Ints
 
-SURVIVAL_FLOOR = 1e-6
-"""Tokens less likely than this are never verified (SGLang's survival_eps)."""
+SURVIVAL_FLOOR = float(np.float32(1e-6))
+"""Tokens less likely than this are never verified (SGLang's survival_eps, as float32 as there)."""
 
 MOST_BINS = 8192
 """More than these leave the L1 cache and cost more than the disorder they save."""

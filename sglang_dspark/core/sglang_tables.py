@@ -107,15 +107,33 @@ class SpsAdditiveTable:
     def dense_alpha(self, max_requests: int) -> Floats:
         """[R+1] alpha, linear and clamped at both ends as SGLang reads it."""
         sizes = np.arange(max_requests + 1)
-        return np.interp(sizes, self.bs_probes, self.alpha_seconds)
+        dense = _between(sizes, self.bs_probes, self.alpha_seconds)
+        return np.where(sizes >= self.bs_probes[-1], self.alpha_seconds[-1], dense)
 
     def dense_theta(self, max_tokens: int) -> Floats:
         """[M+1] theta, linear and clamped at both ends as SGLang reads it."""
-        return np.interp(np.arange(max_tokens + 1), self.m_probes, self.theta_seconds)
+        return _between(np.arange(max_tokens + 1), self.m_probes, self.theta_seconds)
 
     def save(self, path: str | Path) -> None:
         """Write SGLang's JSON (``--speculative-dspark-sps-table-path``)."""
         _save(path, self)
+
+
+def _between(
+    sizes: npt.NDArray[np.int64], probes: tuple[int, ...], values: tuple[float, ...]
+) -> Floats:
+    """Linear between probes, clamped at both ends, in SGLang's order of operations.
+
+    ``np.interp`` rounds differently, which would turn a tie between two budgets.
+    """
+    x, y = np.array(probes, dtype=np.float64), np.array(values, dtype=np.float64)
+    if x.size == 1:
+        return np.full(sizes.size, y[0])
+    at = np.clip(sizes.astype(np.float64), x[0], x[-1])
+    high = np.clip(np.searchsorted(x, at, side="right"), 1, x.size - 1)
+    low = high - 1
+    share = (at - x[low]) / (x[high] - x[low])
+    return np.asarray(y[low] + share * (y[high] - y[low]), dtype=np.float64)
 
 
 def _save(path: str | Path, table: SpsTable | SpsAdditiveTable) -> None:

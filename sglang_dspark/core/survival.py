@@ -47,6 +47,22 @@ def fill_survival(logits: Floats, inverse_temperature: Floats, bias: Floats, out
 
 
 @compiled
+def fill_survival_float32(
+    logits: Floats, inverse_temperature: Floats, bias: Floats, out: Floats
+) -> None:
+    """``fill_survival`` in SGLang's arithmetic, for decisions that have to equal its planner's.
+
+    There a confidence is a float32, and PyTorch on a CPU multiplies them in float64 and rounds each
+    product to float32 (``torch.cumprod``; dspark_planner._two_steps_prior_survival).
+    """
+    survival = 1.0
+    for k in range(logits.size):
+        confidence = np.float32(sigmoid(logits[k] * inverse_temperature[k] + bias[k]))
+        survival *= np.float64(confidence)
+        out[k] = np.float64(np.float32(survival))
+
+
+@compiled
 def fill_survival_rows(
     logits: Floats, inverse_temperature: Floats, bias: Floats, out: Floats
 ) -> None:
@@ -71,3 +87,17 @@ def fill_survival_rows(
         else:
             for k in range(1, columns):
                 out[r, k] *= out[r, k - 1]
+
+
+@compiled
+def fill_survival_rows_float32(
+    logits: Floats, inverse_temperature: Floats, bias: Floats, out: Floats
+) -> None:
+    """``fill_survival_float32`` for each row, with the marks of ``fill_survival_rows``."""
+    for r in range(logits.shape[0]):
+        if np.isnan(logits[r, 0]):
+            out[r, :] = 1.0
+        elif logits[r, 0] == -np.inf:
+            out[r, :] = 0.0
+        else:
+            fill_survival_float32(logits[r], inverse_temperature, bias, out[r])

@@ -6,23 +6,26 @@ a counter can only be added to. Knows neither SGLang nor how the sums come about
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang_dspark.core.state import STOP_REASONS, Ints
 from sglang_dspark.runtime.records import SHAPES
 
 Key = tuple[str, str]
-"""A counter: its name without prefix, and the value of its extra label."""
+"""A series: its name without prefix, and the value of its extra label."""
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Upper ends of the batch-size buckets; larger batches share one more."""
+POLICY = "policy"
+"""Who decides a step that is not degraded, in the counter of changes."""
 PHASES = ("draft", "plan", "verify", "commit")
 
-_PREFIX = "sglang:dspark_"
+PREFIX = "sglang:dspark_"
 COUNTERS = {
     "steps": ("shape", "Decode steps by how the target ran them: full width or planned tokens."),
     "degraded_steps": ("reason", "Steps verified in full without the policy, by reason."),
+    "policy_changes": ("to", "Times the decision went to the policy, or from it for a reason."),
     "stop_reasons": ("reason", "Steps by why the plan verified no more."),
     "drafted_tokens": ("", "Tokens drafted."),
     "verified_tokens": ("", "Draft tokens verified."),
@@ -34,6 +37,9 @@ COUNTERS = {
     "proposed_by_position": ("position", "Draft tokens verified at the position (1 is first)."),
     "reached_by_position": ("position", "Those of them whose prefix was accepted."),
     "accepted_by_position": ("position", "Draft tokens accepted at the position."),
+    "calibration_rows": ("position", "Drafts whose confidence at the position met its outcome."),
+    "calibration_confidence": ("position", "Sum of their confidences: acceptances expected."),
+    "calibration_accepted": ("position", "Those of them that were accepted."),
     "phase_seconds": ("phase", "Seconds in each phase of the steps."),
     "forecast_step_seconds": ("kind", "Seconds of the steps whose plan predicted them."),
     "forecast_tokens": ("kind", "Committed tokens of the steps whose plan expected some."),
@@ -43,11 +49,20 @@ COUNTERS = {
 """Name without prefix -> (extra label, help). prometheus_client appends ``_total``."""
 
 GAUGES = {
-    "budget_tokens": "Draft tokens that the last step verified.",
-    "last_predicted_step_seconds": "Seconds the last step's plan predicted.",
-    "last_step_seconds": "Seconds the last step took.",
-    "step_log_stopped": "1 when the step log gave up; the server's log says why.",
+    "budget_tokens": ("", "Draft tokens that the last step verified."),
+    "calibration_error": ("position", "Recent |confidence - acceptance|, mean over ten bins."),
+    "correction_seconds_factor": ("part", "Online correction of the part's predicted seconds."),
+    "correction_odds_factor": ("position", "Online correction of the odds of acceptance."),
+    "last_predicted_step_seconds": ("", "Seconds the last step's plan predicted."),
+    "last_step_seconds": ("", "Seconds the last step took."),
+    "step_log_stopped": ("", "1 when the step log gave up; the server's log says why."),
 }
+"""Like ``COUNTERS``, under their own names. One with a label is absent until it is known."""
+HISTOGRAMS = {
+    "verified_tokens_per_request": "Draft tokens verified for a request in a step.",
+    "batch_size": "Requests in a step.",
+}
+INFO = "info"
 
 
 class Exporter:
@@ -72,39 +87,44 @@ class Exporter:
         self._told_lengths = [0] * (gamma + 1)
         self._told_batches = [0] * (len(BATCH_BOUNDS) + 1)
         self._counters = {
-            name: Counter(_PREFIX + name, text, names + [label] * bool(label), **place)
+            name: Counter(PREFIX + name, text, names + [label] * bool(label), **place)
             for name, (label, text) in COUNTERS.items()
         }
         for key in _known(gamma):
             self._counter(key)
-        Gauge(_PREFIX + "info", "What decides; always 1.", [*names, *info], **gauge).labels(
+        Gauge(PREFIX + INFO, "What decides; always 1.", [*names, *info], **gauge).labels(
             **labels, **info
         ).set(1)
         self._gauges = {
-            name: Gauge(_PREFIX + name, text, names, **gauge).labels(**labels)
-            for name, text in GAUGES.items()
+            name: Gauge(PREFIX + name, text, names + [label] * bool(label), **gauge)
+            for name, (label, text) in GAUGES.items()
         }
-        self._lengths = Histogram(
-            _PREFIX + "verified_tokens_per_request",
-            "Draft tokens verified for a request in a step.",
-            names,
-            buckets=list(range(gamma + 1)),
-            **place,
-        ).labels(**labels)
-        self._batches = Histogram(
-            _PREFIX + "batch_size", "Requests in a step.", names, buckets=BATCH_BOUNDS, **place
-        ).labels(**labels)
+        for name, (label, _) in GAUGES.items():
+            if not label:
+                self._gauge((name, ""))
+
+        def histogram(name: str, bounds: Sequence[int]) -> Any:
+            text = HISTOGRAMS[name]
+            return Histogram(PREFIX + name, text, names, buckets=bounds, **place).labels(**labels)
+
+        self._lengths = histogram("verified_tokens_per_request", range(gamma + 1))
+        self._batches = histogram("batch_size", BATCH_BOUNDS)
 
     def _counter(self, key: Key) -> Any:
         name, value = key
         label = COUNTERS[name][0]
         return self._counters[name].labels(**self._labels, **({label: value} if label else {}))
 
+    def _gauge(self, key: Key) -> Any:
+        name, value = key
+        label = GAUGES[name][0]
+        return self._gauges[name].labels(**self._labels, **({label: value} if label else {}))
+
     def export(
         self,
         *,
         counts: Mapping[Key, float],
-        gauges: Mapping[str, float],
+        gauges: Mapping[Key, float],
         lengths: Ints,
         batches: list[int],
     ) -> None:
@@ -123,8 +143,8 @@ class Exporter:
         _observe_many(self._lengths, [*grown_lengths, 0], verified)  # none above gamma
         grown_batches = [n - t for n, t in zip(batches, self._told_batches, strict=True)]
         _observe_many(self._batches, grown_batches, requests)
-        for name, value in gauges.items():
-            self._gauges[name].set(value)
+        for key, value in gauges.items():
+            self._gauge(key).set(value)
         self._told = dict(counts)
         self._told_lengths = lengths.tolist()
         self._told_batches = list(batches)
@@ -140,6 +160,7 @@ def _known(gamma: int) -> list[Key]:
     }
     known = [(name, v) for name, (label, _) in COUNTERS.items() for v in values.get(label, ())]
     known += [("stop_reasons", reason) for reason in STOP_REASONS]
+    known += [("policy_changes", POLICY)]
     known += [("forecast_step_seconds", kind) for kind in ("predicted", "actual")]
     return [*known, *(("forecast_tokens", kind) for kind in ("expected", "actual"))]
 

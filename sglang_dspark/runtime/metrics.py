@@ -4,7 +4,8 @@ Owns the sums over steps. The metrics' names are in ``exporter.py``. Knows neith
 policy: it reads ``StepRecord``. Every sum is over the server's life; rates are the reader's.
 
 The scheduler's thread only adds to a few arrays. A thread of its own carries the growth over to
-prometheus_client twice a second, since each of its counters takes a lock and writes a mapped file.
+prometheus_client twice a second, since each of its counters takes a lock and writes a mapped file,
+and judges the confidences meanwhile (``drift.py``).
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sglang_dspark.core.state import Ints
-from sglang_dspark.runtime.exporter import BATCH_BOUNDS, COUNTERS, PHASES, Exporter, Key
+from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.correction import PARTS
+from sglang_dspark.core.state import Floats, Ints
+from sglang_dspark.runtime.drift import Drift
+from sglang_dspark.runtime.exporter import BATCH_BOUNDS, COUNTERS, PHASES, POLICY, Exporter, Key
 from sglang_dspark.runtime.records import StepRecord
 
 if TYPE_CHECKING:
+    from sglang_dspark.core.corrected_planner import CorrectedPlanner
     from sglang_dspark.runtime.step_log import StepLog
 
 logger = logging.getLogger(__name__)
@@ -59,8 +64,10 @@ class WorkerMetrics:
 
     ``labels`` are those of SGLang's own scheduler metrics (model_name, tp_rank, ...). To be made
     where ``PROMETHEUS_MULTIPROC_DIR`` is already set, else the server's ``/metrics`` does not see
-    it. ``cost_model`` None: the policy needs no prices, and predicted seconds mean nothing. With
-    ``interval_s`` 0 only ``flush`` carries over.
+    it. ``cost_model`` None: the policy needs no prices, and predicted seconds mean nothing.
+    ``calibration`` is the policy's, by which its confidences are judged; ``corrected`` is the
+    planner of a policy that is corrected online, whose factors are shown. With ``interval_s`` 0
+    only ``flush`` carries over.
     """
 
     def __init__(
@@ -70,6 +77,8 @@ class WorkerMetrics:
         policy: str,
         cost_model: str | None,
         labels: Mapping[str, Any],
+        calibration: Calibration | None = None,
+        corrected: CorrectedPlanner | None = None,
         step_log: StepLog | None = None,
         interval_s: float = 0.5,
         registry: Any = None,
@@ -79,7 +88,10 @@ class WorkerMetrics:
         self.cost_model = cost_model
         self._width = gamma + 1
         self._step_log = step_log
+        self._corrected = corrected
         self._sums = _Sums(gamma)
+        self._drift = Drift(gamma, calibration)
+        self._decider = POLICY
         self._last: StepRecord | None = None
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
@@ -127,6 +139,11 @@ class WorkerMetrics:
             counts[_PLAN_S] = get(_PLAN_S, 0.0) + plan_s
             counts[_VERIFY_S] = get(_VERIFY_S, 0.0) + verify_s
             counts[_COMMIT_S] = get(_COMMIT_S, 0.0) + commit_s
+            decider = record.degraded or POLICY
+            if decider != self._decider:
+                self._decider = decider
+                key = ("policy_changes", decider)
+                counts[key] = get(key, 0) + 1
             if record.degraded:
                 key = ("degraded_steps", record.degraded)
                 counts[key] = get(key, 0) + 1
@@ -139,11 +156,13 @@ class WorkerMetrics:
                     counts[_EXPECTED] = get(_EXPECTED, 0.0) + expected
                     counts[_ACTUAL] = get(_ACTUAL, 0) + record.committed_tokens
             self._last = record
+        self._drift.observe(record)
 
-    def totals(self) -> tuple[_Sums, dict[Key, float], StepRecord | None]:
-        """The sums so far, every counter by (name, label value), and the last step."""
+    def totals(self) -> tuple[_Sums, dict[Key, float], Floats, StepRecord | None]:
+        """The sums so far, every counter, the calibration error [K], and the last step."""
         with self._lock:
             sums, last = self._sums.copy(self.gamma), self._last
+        judged = self._drift.read()
         width = self._width
         joint = sums.joint.sum(axis=0).reshape(width, width)
         verified, accepted = joint.sum(axis=1), joint.sum(axis=0)
@@ -165,10 +184,13 @@ class WorkerMetrics:
             counts["proposed_by_position", label] = int(joint[k:].sum())
             counts["reached_by_position", label] = int(joint[k:, k - 1 :].sum())
             counts["accepted_by_position", label] = int(joint[:, k:].sum())
+            counts["calibration_rows", label] = int(judged.rows[k - 1])
+            counts["calibration_confidence", label] = float(judged.confidence[k - 1])
+            counts["calibration_accepted", label] = int(judged.accepted[k - 1])
         if self._step_log is not None:
             counts["step_log_records", ""] = self._step_log.written
             counts["step_log_dropped", ""] = self._step_log.dropped
-        return sums, counts, last
+        return sums, counts, judged.error, last
 
     def flush(self) -> None:
         """Carry everything observed so far over to Prometheus."""
@@ -176,14 +198,20 @@ class WorkerMetrics:
             self._flush()
 
     def _flush(self) -> None:
-        sums, counts, last = self.totals()
+        sums, counts, errors, last = self.totals()
         width = self._width
-        gauges = {"step_log_stopped": float(self.log_stopped not in ("", "closed"))}
+        stopped = self.log_stopped not in ("", "closed")
+        gauges: dict[Key, float] = {("step_log_stopped", ""): float(stopped)}
+        for k, error in enumerate(errors.tolist(), start=1):
+            if math.isfinite(error):
+                gauges["calibration_error", str(k)] = error
+        for metric, found in self._corrections().items():
+            gauges |= {(metric, label): factor for label, factor in found.items()}
         if last is not None:
-            gauges["budget_tokens"] = int(last.plan.lengths.sum())
-            gauges["last_step_seconds"] = last.step_s
+            gauges["budget_tokens", ""] = int(last.plan.lengths.sum())
+            gauges["last_step_seconds", ""] = last.step_s
             if self.cost_model is not None:
-                gauges["last_predicted_step_seconds"] = last.plan.predicted_step_s
+                gauges["last_predicted_step_seconds", ""] = last.plan.predicted_step_s
         self._exporter.export(
             counts=counts,
             gauges=gauges,
@@ -206,6 +234,15 @@ class WorkerMetrics:
             # Whatever it is, the server goes on; /server_info still tells.
             logger.warning("DSPARK metrics stopped, the server goes on without them: %s", error)
 
+    def _corrections(self) -> dict[str, dict[str, float]]:
+        if self._corrected is None:
+            return {}
+        seconds, odds = (found.tolist() for found in self._corrected.in_force())
+        return {
+            "correction_seconds_factor": dict(zip(PARTS, seconds, strict=True)),
+            "correction_odds_factor": {str(k): f for k, f in enumerate(odds, start=1)},
+        }
+
     @property
     def log_stopped(self) -> str:
         """Why the step log stopped; empty while it runs or when there is none."""
@@ -216,9 +253,9 @@ class WorkerMetrics:
 
         ``accepted_length`` counts the bonus token, as SGLang does. ``acceptance`` at a position is
         of the tokens verified there; ``conditional_acceptance`` of those whose prefix was accepted,
-        which is what a confidence predicts.
+        which is what a confidence predicts; ``calibration`` compares the two where it did.
         """
-        sums, counts, last = self.totals()
+        sums, counts, errors, last = self.totals()
         width = self._width
         by_bucket = sums.joint.reshape(-1, width, width).sum(axis=2)
         verified = dict.fromkeys(BATCH_NAMES, 0)
@@ -256,12 +293,24 @@ class WorkerMetrics:
             "conditional_acceptance": ratios(accepted, reached),
             "proposed": proposed,
             "accepted": accepted,
+            "calibration": {
+                "rows": by_position("calibration_rows"),
+                "confidence": ratios(
+                    by_position("calibration_confidence"), by_position("calibration_rows")
+                ),
+                "acceptance": ratios(
+                    by_position("calibration_accepted"), by_position("calibration_rows")
+                ),
+                "error": [e if math.isfinite(e) else None for e in errors.tolist()],
+            },
             "steps_by_shape": labelled("steps"),
             "stop_reasons": labelled("stop_reasons"),
             "degraded_steps": labelled("degraded_steps"),
+            "policy_changes": labelled("policy_changes"),
             "phase_seconds": labelled("phase_seconds"),
             "forecast_step_seconds": labelled("forecast_step_seconds"),
             "forecast_tokens": labelled("forecast_tokens"),
+            **self._corrections(),
             "last_step": _last_step(last),
             "step_log": {
                 "records": counts.get(("step_log_records", ""), 0),

@@ -2,8 +2,9 @@
 
 Owns the moments at which things are added and refused. SGLang logs and swallows what a plugin
 raises, and loads plugins in every process and before it reads a command; so ``register`` only
-leaves hooks on the server's arguments, and everything else happens once these ask for DSPARK. A
-server that does not ask is left alone, whatever its version. Imports nothing but the standard
+leaves hooks on the server's arguments, and everything else happens once these ask for DSPARK: the
+``worker`` is made known where SGLang has none, and where it has one, ``steer`` hooks it. A server
+that does not ask is left alone, whatever its version. Imports nothing but the standard
 library before it is called: an import that fails would be swallowed too.
 """
 
@@ -53,11 +54,14 @@ def _on_command_line(arguments: Sequence[str]) -> bool:
 
 def _register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+    from sglang.srt.server_args import ServerArgs
 
+    # From 0.5.20 on the arguments are a record whose construction no hook reaches.
+    first = "resolve_once" if hasattr(ServerArgs, "resolve_once") else "__post_init__"
     hooks: tuple[tuple[str, Callable[..., Any], Any], ...] = (
         ("add_cli_args", _add_flags, HookType.AFTER),
         ("from_cli_args", _read_flags, HookType.AROUND),
-        ("__post_init__", _before_arguments, HookType.BEFORE),
+        (first, _before_arguments, HookType.BEFORE),
         ("check_server_args", _before_launch, HookType.BEFORE),
     )
     for method, _, _ in hooks:
@@ -85,7 +89,10 @@ def _read_flags(original: Callable[..., Any], cls: type, arguments: Any) -> Any:
 
     settings.carry(arguments, os.environ)
     try:
-        return original(cls, arguments)
+        server_args = original(cls, arguments)
+        if hasattr(cls, "resolve_once"):  # called later, where a refusal would print a traceback
+            _before_arguments(server_args)
+        return server_args
     except StartRefused as refusal:
         raise SystemExit(_line(refusal)) from None
 
@@ -97,6 +104,9 @@ def _before_arguments(server_args: Any, *args: Any, **kwargs: Any) -> None:
         return
     try:
         if _lane() == "steer":
+            from sglang_dspark.runtime.steer import targets
+
+            targets.check()
             from sglang_dspark.runtime.steer import hooks
 
             hooks.prepare(server_args)

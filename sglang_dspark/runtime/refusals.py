@@ -163,6 +163,18 @@ def check_seeded(request: Any) -> None:
             )
 
 
+def check_tokens(tokens: Any, vocab_size: int) -> None:
+    """``ValueError`` for a token id that the target does not have: it would kill the scheduler."""
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        return
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"input_ids has {token}, but the target's tokens are 0 to {vocab_size - 1}; "
+                "tokenize with the target's own tokenizer"
+            )
+
+
 def _is_set(value: Any) -> bool:
     """None, False, and lists of nothing else are as good as absent."""
     if isinstance(value, list | tuple):
@@ -175,6 +187,7 @@ def _is_set(value: Any) -> bool:
 def _check_one(manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:
     if asks(manager.server_args):
         check_request(request)
+        check_tokens(getattr(request, "input_ids", None), manager.model_config.vocab_size)
         if manager.server_args.enable_deterministic_inference:
             check_seeded(request)
 

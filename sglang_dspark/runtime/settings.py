@@ -11,7 +11,7 @@ import argparse
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sglang_dspark.files import make_folder
 
@@ -192,6 +192,7 @@ def check(
     A cost model without a draft block fits every draft length: it has drafting in its forwards.
     """
     from sglang_dspark.core import Planner
+    from sglang_dspark.core.corrected_planner import CorrectedPlanner
 
     policy_file, cost_model = load(settings)
     policy = policy_file.policy
@@ -205,16 +206,31 @@ def check(
             f"cost model {cost_model.name!r} is for draft length {cost_model.draft.gamma}, the "
             f"drafter makes {gamma} tokens; give {flag('cost_model')} one measured for {gamma}"
         )
+    correction = policy_file.correction
+    if correction.cost and cost_model is None:
+        raise ValueError(
+            f"{flag('policy')} {settings.policy}: its correction corrects prices and there are "
+            f"none; give {flag('cost_model')}, or take cost out of the correction"
+        )
+    if correction.on and settings.step_log is not None:
+        raise ValueError(
+            f"{flag('step_log')} writes steps to be replayed, which needs a policy that stays as "
+            "its file states it; leave it out, or the policy file's correction"
+        )
     priced = cost_model is not None
     cost_model = cost_model if cost_model is not None else unpriced()
+    parts: dict[str, Any] = {
+        "policy": policy,
+        "cost_model": cost_model,
+        "gamma": gamma,
+        "max_requests": max_requests,
+        "calibration": policy_file.calibration,
+    }
     try:
-        planner = Planner(
-            policy=policy,
-            cost_model=cost_model,
-            gamma=gamma,
-            max_requests=max_requests,
-            calibration=policy_file.calibration,
-        )
+        if correction.on:
+            planner: Planner = CorrectedPlanner(correction=correction, **parts)
+        else:
+            planner = Planner(**parts)
     except ValueError as error:
         raise ValueError(f"{flag('policy')} {settings.policy}: {error}") from None
     return Deployment(

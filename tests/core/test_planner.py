@@ -88,7 +88,9 @@ def test_every_plan_is_consistent(planner: Planner, state: BatchState) -> None:
     assert plan.stop_reason in STOP_REASONS
     survival = survival_of(state.logits)
     expected = rows + sum(survival[r, :n].sum() for r, n in enumerate(plan.lengths))
-    assert plan.expected_tokens == pytest.approx(expected, rel=1e-12)
+    # SGLang multiplies float32 confidences, and its policy does as it does.
+    digits = 1e-6 if isinstance(planner.policy, SGLangPlanner) else 1e-12
+    assert plan.expected_tokens == pytest.approx(expected, rel=digits)
 
 
 @pytest.mark.law
@@ -200,3 +202,23 @@ def test_a_planner_refuses_what_does_not_fit_it() -> None:
         planner_of(FixedLength(length=5))
     with pytest.raises(ValueError, match="calibration holds for draft length 2, not 4"):
         planner_of(GlobalBudget(), calibration=Calibration(temperatures=(1.0, 1.0)))
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("planner", PLANNERS, ids=LABELS)
+@given(states())
+@settings(max_examples=30)
+def test_budget_and_lengths_come_apart_as_an_engine_needs_them(
+    planner: Planner, state: BatchState
+) -> None:
+    roomy = dataclasses.replace(state, kv_room_tokens=2**62)
+    plan = planner.plan(roomy)
+    if not planner.decides_early:
+        with pytest.raises(ValueError, match="no budget before the draft; call plan"):
+            planner.budget(roomy.stale_logits)
+        return
+    budget, seconds = planner.budget(roomy.stale_logits)
+    assert budget >= plan.lengths.sum()
+    if isinstance(planner.policy, GlobalBudget | SGLangPlanner):
+        assert planner.assign(roomy.logits, budget).tolist() == plan.lengths.tolist()
+        assert np.isnan(seconds) or seconds == plan.predicted_step_s

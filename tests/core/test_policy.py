@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.policy import (
     POLICIES,
     ConfidenceThreshold,
@@ -57,15 +58,48 @@ def test_labels_are_as_short_as_they_can_be() -> None:
 
 
 @pytest.mark.law
-@given(ANY_POLICY, st.booleans())
+@given(
+    ANY_POLICY,
+    st.booleans(),
+    st.builds(
+        Correction,
+        cost=st.booleans(),
+        calibration=st.booleans(),
+        bound=st.floats(1.01, 10.0),
+        half_life_steps=st.floats(1.0, 1e6),
+        explore_every=st.integers(0, 10**6),
+    )
+    | st.just(Correction()),
+)
 def test_a_policy_file_comes_back_as_it_went(
-    tmp_path_factory: pytest.TempPathFactory, policy: Policy, calibrated: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    policy: Policy,
+    calibrated: bool,
+    correction: Correction,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "policy.json"
     calibration = Calibration(temperatures=(1.5, 0.7), biases=(0.1, 0.0)) if calibrated else None
-    file = PolicyFile(policy=policy, calibration=calibration or Calibration(), note="by hand")
+    file = PolicyFile(
+        policy=policy,
+        calibration=calibration or Calibration(),
+        correction=correction,
+        note="by hand",
+    )
     save_policy(path, file)
     assert load_policy(path) == parse_policy(str(path)) == file
+    assert ("correction" in path.read_text()) == (correction != Correction())
+
+
+@pytest.mark.example
+def test_nothing_is_corrected_unless_the_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text('{"schema_version": 1, "policy": "global"}')
+    assert not load_policy(path).correction.on
+    path.write_text(
+        '{"schema_version": 1, "policy": "global", "correction": {"cost": true, "bound": 1.5}}'
+    )
+    assert load_policy(path).correction == Correction(cost=True, bound=1.5)
+    assert load_policy(path).correction.on
 
 
 @pytest.mark.example
@@ -145,6 +179,14 @@ def test_a_wrong_policy_argument_gets_one_sentence(text: str, sentence: str) -> 
             "calibration: Expected `object`, got `array`",
         ),
         ('{"policy": "global", "schema_version": 1, "note": 3}', "note 3 must be text"),
+        (
+            '{"policy": "global", "schema_version": 1, "correction": {"costs": true}}',
+            "correction: unknown key 'costs'; did you mean 'cost'?",
+        ),
+        (
+            '{"policy": "global", "schema_version": 1, "correction": {"bound": 0.5}}',
+            "correction: bound 0.5 must be above 1",
+        ),
         ('{"policy": "global", "schema_version": 1', ":1: not valid JSON"),
         (
             '{"policy": "threshold", "schema_version": 1, "parameters": {"threshold": NaN}}',

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_dspark.core.survival import fill_survival, fill_survival_rows, sigmoid
+from sglang_dspark.core.survival import (
+    fill_survival,
+    fill_survival_float32,
+    fill_survival_rows,
+    fill_survival_rows_float32,
+    sigmoid,
+)
 
 LOGITS = st.floats(-50.0, 50.0)
 
@@ -68,3 +74,22 @@ def test_a_row_without_history_survives_surely_and_a_row_without_draft_not_at_al
     assert out[0].tolist() == [1.0] * 3
     assert out[1].tolist() == [0.0] * 3
     assert 0.99 < out[2, 2] < 1.0
+
+
+@pytest.mark.law
+@given(st.lists(LOGITS, min_size=1, max_size=8))
+def test_sglangs_survival_rounds_confidences_and_products_to_float32(logits: list[float]) -> None:
+    z = np.array(logits)
+    out = np.empty(z.size)
+    fill_survival_float32(z, np.ones(z.size), np.zeros(z.size), out)
+    confidence = np.array([sigmoid(one) for one in logits]).astype(np.float32)
+    expected = np.cumprod(confidence.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(out, expected.astype(np.float64))
+
+
+@pytest.mark.example
+def test_sglangs_survival_has_the_same_two_marks() -> None:
+    z = np.array([[np.nan, np.nan], [-np.inf, -np.inf], [0.0, 0.0]])
+    out = np.empty((3, 2))
+    fill_survival_rows_float32(z, np.ones(2), np.zeros(2), out)
+    assert out.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.5, 0.25]]

@@ -22,6 +22,8 @@ DASHBOARD = DOCS / "grafana" / "dspark.json"
 ALERTS = DOCS / "alerts.yml"
 COMMON = {"model_name", "instance", "tp_rank"}
 """Labels of every series: SGLang's own and the scraper's."""
+LATE = ("degraded_steps_total", "correction_seconds_factor", "correction_odds_factor")
+"""Series of servers to which something happens, or which are corrected online."""
 KEYWORDS = {"by", "on", "group_left", "unless", "and", "or", "offset", "vector", "sum", "max"}
 FUNCTIONS = {"count", "rate", "increase", "abs", "histogram_quantile", "label_values"}
 
@@ -144,7 +146,7 @@ def test_the_names_are_those_that_a_registry_holds() -> None:
             held.setdefault(sample.name, set()).update(set(sample.labels) - COMMON)
     held = {name: labels for name, labels in held.items() if not name.endswith("_created")}
     # Labelled series without known values come with the first step that has one.
-    late = {f"{PREFIX}degraded_steps_total"}
+    late = {PREFIX + name for name in LATE}
     assert {**held, **{n: exported()[n] for n in late}} == exported()
 
 
@@ -154,7 +156,8 @@ def test_the_dashboard_imports_into_any_grafana() -> None:
     assert board["id"] is None
     assert {v["name"] for v in board["templating"]["list"]} == {"datasource", "model", "instance"}
     source = {"type": "prometheus", "uid": "${datasource}"}
-    ids, places = set(), set()
+    ids: set[int] = set()
+    places: set[tuple[int, int]] = set()
     for panel in board["panels"]:
         ids.add(panel["id"])
         at = panel["gridPos"]

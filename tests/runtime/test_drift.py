@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from step_records import GAMMA, random_record
+from step_records import GAMMA, MODEL, random_record
 
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.runtime import drift
-from sglang_dspark.runtime.drift import HALF_LIFE_ROWS, LEAST_ROWS, Drift
+from sglang_dspark.runtime.drift import HALF_LIFE_ROWS, LEAST_ROWS, Drift, outcome_of
 from sglang_dspark.runtime.records import StepRecord
 
 CALIBRATION = Calibration(temperatures=(1.5, 0.7, 1.0, 2.0), biases=(0.1, 0.0, -0.4, 0.2))
@@ -213,3 +213,59 @@ def test_metrics_tell_calibration_and_who_decides() -> None:
     share = wanted.accepted[0] / wanted.rows[0]
     assert summary["calibration"]["acceptance"][0] == pytest.approx(share)
     assert summary["policy_changes"] == {nan: 1, "length was forced": 1, "policy": 2}
+
+
+@pytest.mark.example
+def test_a_steps_outcome_carries_what_a_correction_learns_from() -> None:
+    record = random_record(7, rows=5)
+    found = outcome_of(record)
+    assert found.logits is record.state.logits
+    assert found.lengths is record.plan.lengths
+    assert found.accepted is record.accepted
+    assert found.context_tokens == record.state.context_tokens.sum()
+    assert found.computed_tokens == record.computed_tokens
+    assert sum(found.seconds) == pytest.approx(record.step_s)
+    assert found.seconds[:2] == (record.draft_s, record.verify_s)
+    assert found.planned
+    assert not outcome_of(dataclasses.replace(record, degraded="length was forced")).planned
+
+
+@pytest.mark.example
+def test_metrics_show_the_corrections_in_force() -> None:
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from sglang_dspark.core.corrected_planner import CorrectedPlanner
+    from sglang_dspark.core.correction import Correction
+    from sglang_dspark.core.policy import GlobalBudget
+    from sglang_dspark.runtime.metrics import WorkerMetrics
+
+    planner = CorrectedPlanner(
+        policy=GlobalBudget(),
+        cost_model=MODEL,
+        gamma=GAMMA,
+        max_requests=16,
+        correction=Correction(cost=True, calibration=True, half_life_steps=5.0),
+    )
+    registry = prometheus_client.CollectorRegistry()
+    metrics = WorkerMetrics(
+        gamma=GAMMA,
+        policy="global",
+        cost_model=MODEL.name,
+        labels={"tp_rank": 0},
+        corrected=planner,
+        interval_s=0,
+        registry=registry,
+    )
+
+    def read(name: str, **labels: str) -> Any:
+        return registry.get_sample_value(f"sglang:dspark_{name}", {"tp_rank": "0", **labels})
+
+    assert read("correction_seconds_factor", part="verify") is None
+    for seed in range(9):
+        planner.learn(outcome_of(random_record(seed, rows=8)))
+    metrics.flush()
+    seconds, odds = planner.in_force()
+    assert read("correction_seconds_factor", part="verify") == seconds[1] != 1
+    assert read("correction_odds_factor", position="2") == odds[1] != 1
+    summary = metrics.summary()
+    assert list(summary["correction_seconds_factor"].values()) == seconds.tolist()
+    assert list(summary["correction_odds_factor"]) == ["1", "2", "3", "4"]

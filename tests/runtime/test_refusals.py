@@ -161,3 +161,16 @@ def test_later_versions_are_steered(text: str) -> None:
 def test_versions_of_no_lane_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"install sglang==0\.5\.15\.post1"):
         versions.lane(text, built_in=False)
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("tokens", [[5, -1], [100], [3, 10**12, 4]])
+def test_tokens_outside_the_vocabulary_are_refused(tokens: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"input_ids has .* 0 to 99; tokenize"):
+        refusals.check_tokens(tokens, 100)
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("tokens", [None, [], [0, 99], "text", [[1]], [1.5]])
+def test_tokens_of_the_vocabulary_pass_and_other_types_are_left_to_sglang(tokens: object) -> None:
+    refusals.check_tokens(tokens, 100)

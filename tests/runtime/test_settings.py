@@ -12,7 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_dspark.core.corrected_planner import CorrectedPlanner
+from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.cost import as_json, decode_cost_model, load_cost_model
+from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.runtime import settings
 from sglang_dspark.runtime.settings import Settings, check
@@ -163,3 +166,38 @@ def test_the_step_log_has_a_folder_before_the_server_starts(tmp_path: Path) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot make the folder"):
         checked(policy="fixed", step_log=str(tmp_path / "file"))
+
+
+def corrected_file(folder: Path, correction: dict[str, Any], policy: str = "global") -> str:
+    path = folder / "policy.json"
+    value = {"schema_version": 1, "policy": policy, "correction": correction}
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+@pytest.mark.example
+def test_a_policy_file_switches_online_correction_on(tmp_path: Path) -> None:
+    plain = checked(cost_model=SHIPPED).planner
+    assert type(plain) is Planner
+    path = corrected_file(tmp_path, {"cost": True, "bound": 1.5})
+    found = checked(policy=path, cost_model=SHIPPED).planner
+    assert isinstance(found, CorrectedPlanner)
+    assert found.correction == Correction(cost=True, bound=1.5)
+    assert (
+        found.plan(state(8, GAMMA)).lengths.tolist() == plain.plan(state(8, GAMMA)).lengths.tolist()
+    )
+    path = corrected_file(tmp_path, {"bound": 1.5})
+    assert type(checked(policy=path, cost_model=SHIPPED).planner) is Planner
+
+
+@pytest.mark.example
+def test_corrections_that_cannot_be_carried_out_are_refused(tmp_path: Path) -> None:
+    path = corrected_file(tmp_path, {"calibration": True})
+    with pytest.raises(ValueError, match="leave it out, or the policy file's correction"):
+        checked(policy=path, cost_model=SHIPPED, step_log=str(tmp_path / "log"))
+    path = corrected_file(tmp_path, {"cost": True}, policy="threshold")
+    with pytest.raises(ValueError, match="corrects prices and there are none; give --spec"):
+        checked(policy=path)
+    path = corrected_file(tmp_path, {"cost": True}, policy="sglang")
+    with pytest.raises(ValueError, match="policy sglang decides as SGLang does"):
+        checked(policy=path, cost_model=SHIPPED)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.server_args import get_global_server_args
 
+from sglang_dspark.core.corrected_planner import CorrectedPlanner
 from sglang_dspark.core.policy import policy_label
+from sglang_dspark.runtime.drift import outcome_of
 from sglang_dspark.runtime.metrics import LiveSummary, WorkerMetrics
 from sglang_dspark.runtime.records import StepRecord
 from sglang_dspark.runtime.settings import Deployment, Settings, check
@@ -25,6 +28,10 @@ from sglang_dspark.runtime.worker.planning import StepPlanner
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+WARN_EVERY_S = 60.0
 
 
 def refusing(build: Callable[P, T]) -> Callable[P, T]:
@@ -68,19 +75,33 @@ class Observers:
             # Data-parallel replicas share the folder, and so its limit.
             limit_mb = max(1, settings.step_log_mb // server_args.dp_size)
             self._log = StepLog(settings.step_log, header=header, limit_mb=limit_mb)
+        planner = deployed.planner
+        self._corrected = planner if isinstance(planner, CorrectedPlanner) else None
         self._metrics = WorkerMetrics(
             gamma=gamma,
             policy=policy_label(deployed.policy_file.policy),
             cost_model=deployed.cost_model.name if deployed.priced else None,
+            calibration=deployed.policy_file.calibration,
+            corrected=self._corrected,
             labels=labels_of(server_args, ranks),
             step_log=self._log,
         )
+        self._quiet_until_s = 0.0
         self.control: control.Control | None = None
         # Read by /server_info among the server's arguments.
         server_args.dspark = LiveSummary(self._metrics)
 
     def observe(self, record: StepRecord) -> None:
-        """One round's outcome."""
+        """One round's outcome; a round verified in full for a fault is told, once a minute."""
+        if record.degraded and record.end_s >= self._quiet_until_s:
+            self._quiet_until_s = record.end_s + WARN_EVERY_S
+            logger.warning(
+                "DSPARK: a step was verified in full, without the policy: %s; "
+                "sglang:dspark_degraded_steps counts them",
+                record.degraded,
+            )
+        if self._corrected is not None:
+            self._corrected.learn(outcome_of(record))
         self._metrics.observe(record)
         if self._log is not None:
             self._log.observe(record)
