@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,20 @@ def build(
     every = stages(recipe)
     chosen = needed(every, [stage.name for stage in every] if goals is None else goals)
     folder = make_folder(Path(cache).resolve() / recipe.key())
-    if workers:
-        run_beside(folder, chosen, say, workers=workers)
-    else:
-        run_here(folder, chosen, say)
+    with _alone_in(folder):
+        if workers:
+            run_beside(folder, chosen, say, workers=workers)
+        else:
+            run_here(folder, chosen, say)
     return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds here; the lock goes with its holder, however it ends."""
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def trained_pair(

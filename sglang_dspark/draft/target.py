@@ -11,6 +11,7 @@ heads, L cached tokens, E head size.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,9 @@ class Target:
         self.model = model.eval().requires_grad_(False)
         inner = model.model
         self.decoder: Any = getattr(inner, "language_model", inner)
+        # Since transformers 5.24 the argument is called what it is.
+        named = inspect.signature(self.decoder.forward).parameters
+        self._cache_argument = "cache" if "cache" in named else "past_key_values"
         self.config = config
         self.vocab_size: int = config.vocab_size
         self.hidden_size: int = config.hidden_size
@@ -260,8 +264,8 @@ class Target:
                 input_ids=tokens_RT,
                 attention_mask=masks,
                 position_ids=positions_RT,
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_argument: cache},
             ).last_hidden_state
         return hidden_RTD, self._joined(taken, hidden_RTD)
 

@@ -204,7 +204,9 @@ def test_a_cropped_row_forgets_and_can_be_filled_anew() -> None:
             return drafter.hidden_cached(cache, anchor_tokens_R=token, anchor_index_R=index)
 
         straight = state([torch.cat([context[0, :3], context[1, 3:6]])], None)
-        assert torch.equal(state([context[0, :9], context[1, 3:6]], 3), straight)
+        # Not to the bit: some processors sum a product of other shape in another order.
+        again = state([context[0, :9], context[1, 3:6]], 3)
+        assert torch.allclose(again, straight, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.example

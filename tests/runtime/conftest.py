@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from servers import Nursery
     from serving_scenes import Greedy, Pair
 
+# Before whichever test module imports SGLang first: it looks once.
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+
 CACHE_VARIABLE = "SGLANG_DSPARK_CACHE"
 """Folder of the trained pair; without it the demo's own cache, so that either run finds it."""
 
