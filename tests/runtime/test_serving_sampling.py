@@ -78,7 +78,7 @@ def test_sampled_tokens_are_distributed_as_the_target_samples(
         told = sample(one, nursery, tmp_path, evidence, answers=ANSWERS)
         shapes = told["steps_by_shape"]
         print(name, shapes, f"accepted length {told['accepted_length']:.2f}")
-        assert shapes["ragged"] > 3 * shapes.get("uniform", 0)
+        assert shapes["ragged"] > shapes.get("uniform", 0)
     found = evidence.p_values()
     print(
         {view: float(f"{p:.3g}") for view, p in found.items()},

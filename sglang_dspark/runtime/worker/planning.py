@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_dspark.core.planner import Planner
+from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Bools, Floats, Ints, VerifyPlan
 
 LAG_STEPS = 2
@@ -31,7 +32,7 @@ class StepPlanner:
     def begin(self, pool_R: npt.NDArray[np.int64]) -> None:
         """These slots start a request: forget what was there."""
         self._history_LPK[:, pool_R] = np.nan
-        self._drafts_P[pool_R] = True
+        self._drafts_P[pool_R] = not isinstance(self.planner.policy, NoSpeculation)
 
     def drafts(self, pool_R: npt.NDArray[np.int64]) -> Bools:
         """Which of these requests the last plan wants a draft for."""
