@@ -1,5 +1,7 @@
 """One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them."""
 
+import sys
+
 import nox
 
 nox.options.reuse_existing_virtualenvs = True
@@ -42,9 +44,16 @@ def draft(session: nox.Session) -> None:
     session.run("pytest", "-n", "2", "tests/draft", *session.posargs, env=_QUIET_THREADS)
 
 
+def _needs_python_3_11(session: nox.Session) -> None:
+    """The last torchvision that loads beside torch's CPU build has no wheels for later ones."""
+    if sys.version_info[:2] != (3, 11):
+        session.skip("SGLang on a CPU is set up for Python 3.11; run nox with that one")
+
+
 @nox.session
 def worker(session: nox.Session) -> None:
     """DSPARK inside SGLang 0.5.15.post1, served on the CPU; makes the laptop pair if need be."""
+    _needs_python_3_11(session)
     session.install("-r", "requirements/sglang-0.5.15-cpu.txt", "-e", ".[test,draft]")
     session.install("--no-deps", "-r", "requirements/sglang-0.5.15-cpu-nodeps.txt")
     session.run("mypy", "-p", "sglang_dspark.runtime")
@@ -63,6 +72,7 @@ def worker(session: nox.Session) -> None:
 @nox.session
 def steer(session: nox.Session) -> None:
     """The built-in DSPARK of SGLang 0.5.21 under this project's policies, served on the CPU."""
+    _needs_python_3_11(session)
     session.install("-r", "requirements/sglang-0.5.21-cpu.txt", "-e", ".[test,draft]")
     session.install("--no-deps", "-r", "requirements/sglang-0.5.21-cpu-nodeps.txt")
     session.run(
