@@ -465,7 +465,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         "ttft_p99_ms": "TTFT p99, ms (±20 %)",
         "verified_tokens": "Verified tokens (±5 %)",
     }
-    colours = dict(zip(POLICIES, ("#777777", "#c44e52", "#4c72b0"), strict=True))
+    colours = dict(zip(POLICIES, ("#999999", "#E69F00", "#0072B2"), strict=True))
     marks = dict(zip(LOADS, ("o", "s", "^"), strict=True))
     figure, axes = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained")
     for axis, name in zip(axes, FIGURES, strict=True):
@@ -483,7 +483,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             )
         axis.set(xscale="log", yscale="log", title=titles[name], xlabel="measured")
         for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+            wide = ends[-1] > 100 * ends[0]
+            side.set_major_locator(ticker.LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
             side.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
             side.set_minor_locator(ticker.NullLocator())
     axes[0].set_ylabel("predicted")
