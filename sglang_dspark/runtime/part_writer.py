@@ -15,6 +15,7 @@ import os
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -39,7 +40,7 @@ _GROUP = 32
 for milliseconds that a serving thread may want."""
 
 
-class PartWriter(Generic[T]):
+class PartWriter(ABC, Generic[T]):
     """Writes records to ``folder`` on a thread of its own; ``limit_mb`` bounds what it keeps there.
 
     A part becomes visible, whole, when its first record is ``interval_s`` old or it holds an eighth
@@ -91,13 +92,13 @@ class PartWriter(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    @abstractmethod
     def encode(self, records: Sequence[T]) -> Any:
         """The records, at least one, as a ``pyarrow.RecordBatch``; called on the log's thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part_bytes(self, batches: Sequence[Any]) -> Any:
         """A whole file of these batches, in memory; called on the log's thread."""
-        raise NotImplementedError
 
     def look(self) -> None:
         """Called on the log's thread every ``poll_s``, before the queue is looked at."""

@@ -5,6 +5,7 @@ The same checks reject three broken rules, put into servers by ``serving_patches
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,14 @@ def sample(
 def test_sampled_tokens_are_distributed_as_the_target_samples(
     name: str, pair: Pair, worn_pair: Pair, nursery: Nursery, tmp_path: Path
 ) -> None:
-    evidence = Evidence(SAMPLINGS[name])
+    evidence, steps = Evidence(SAMPLINGS[name]), Counter[str]()
     for one in (pair, worn_pair):
         told = sample(one, nursery, tmp_path, evidence, answers=ANSWERS)
         shapes = told["steps_by_shape"]
         print(name, shapes, f"accepted length {told['accepted_length']:.2f}")
         assert shapes["ragged"] > shapes.get("uniform", 0)
+        steps.update(shapes)
+    assert steps["ragged"] > 3 * steps["uniform"]
     found = evidence.p_values()
     print(
         {view: float(f"{p:.3g}") for view, p in found.items()},
