@@ -1,0 +1,380 @@
+"""Study 1: vLLM's frontier of none, fixed 1-7 and adaptive verification on 8 B300.
+
+Predicts 42 published points from two of them (no speculation at concurrency 1 and 256) and facts
+published elsewhere. Owns the transfer of V4-Flash's step costs to V4-Pro, the acceptance process
+and the workload; ``docs/validation.md`` argues for each. Draws nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+from validation_scenes import (
+    experts_touched,
+    exponential_lengths,
+    made_cost_model,
+    made_trace,
+    replay,
+)
+
+from analysis.validation_record import (
+    CALIBRATION,
+    PREDICTED,
+    SHAPE_ONLY,
+    Frontier,
+    FrontierPoint,
+    OrderRow,
+    Transfer,
+    Variant,
+    median_abs,
+)
+from sglang_dspark.core.cost import CostModel, load_cost_model
+from sglang_dspark.core.policy import parse_policy
+from simulator.acceptance import FittedProfile, load_acceptance
+from simulator.acceptance_fit import domain_parameters, stored_belief
+from simulator.acceptance_profile import SCHEMA_VERSION
+from simulator.acceptance_quadrature import (
+    Truth,
+    accepted_length,
+    conditional_acceptance,
+    shifted_to_length,
+)
+from simulator.acceptance_solve import truth_for
+from simulator.config import EngineConfig
+from simulator.metrics import measure
+from simulator.scenario import Scenario
+from simulator.slo import parse_slo
+
+FLASH = "b300x4-dsv4-flash-vllm"
+HEAD = "dspark-qwen3-4b"
+ARMS = {
+    "no_spec": ("none", "none"),
+    "fixed_k1": ("fixed 1", "fixed:1"),
+    "fixed_k3": ("fixed 3", "fixed:3"),
+    "fixed_k5": ("fixed 5", "fixed:5"),
+    "fixed_k6": ("fixed 6", "fixed:6"),
+    "fixed_k7": ("fixed 7", "fixed:7"),
+    "adaptive": ("adaptive", "global"),
+}
+"""Key of the published record: (name on the page, policy)."""
+SHAPE_ARMS = ("fixed 1", "fixed 3")
+ORDERED = ("none", "fixed 7", "adaptive")
+SEEDS = 5
+GAMMA = 7
+REQUESTS, REQUESTS_ALONE = 880, 240
+MOST_OUTPUT = 2048
+BYTES_PER_TOKEN = 4
+MOST_TOKENS = 4096
+"""Captured CUDA graphs; the largest step has 2048 tokens."""
+CALIBRATION_ROUNDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumed:
+    """What no publication states; the variants change one each."""
+
+    output_mean: float = 1000.0
+    """Of the exponential that output lengths are drawn from, before the cut at 2048."""
+    lag_steps: int = 1
+    at_published_length: bool = True
+    """Acceptance moved to the accepted length of all categories; else as on coding."""
+    plain_transfer: bool = False
+    """Step seconds = a + b x V4-Flash's curve, whatever the curve is made of."""
+    draft_by_layer: bool = True
+    """Drafting scaled by the active parameters of a layer; else of the whole model."""
+
+
+class Speed(NamedTuple):
+    """What one replay shows."""
+
+    tok_s: float
+    user_tok_s: float
+    accepted_length: float
+    verified_tokens: float
+
+
+class Costs(NamedTuple):
+    """V4-Pro's cost model and how it came about."""
+
+    model: CostModel
+    transfer: Transfer
+
+
+def survival_process(records: dict[str, Any], assumed: Assumed) -> Truth:
+    """Acceptance by position as golden lengths fall off, at the level of the post's own text.
+
+    Positions 1 to 6 from the accepted lengths by number of draft tokens; the seventh length lies
+    below the sixth, so its conditional acceptance is taken to be the sixth's.
+    """
+    lengths = records["golden-lengths"]["accepted_length"][: GAMMA - 1]
+    survival = np.diff([1.0, *lengths])
+    conditional = survival / np.concatenate(([1.0], survival[:-1]))
+    truth = truth_for(np.append(conditional, conditional[-1]))
+    if assumed.at_published_length:
+        return shifted_to_length(truth, records["vllm-blog-text"]["accepted_length"])
+    return truth
+
+
+def profile(truth: Truth) -> FittedProfile:
+    """One domain for all prompts, believed in as the paper's chat head does."""
+    head = load_acceptance(HEAD)
+    assert isinstance(head, FittedProfile)
+    return FittedProfile(
+        schema_version=SCHEMA_VERSION,
+        name="dspark7-v4-pro",
+        gamma=GAMMA,
+        default_domain="all",
+        command="python benchmarks/validation.py",
+        provenance=[],
+        domains={"all": domain_parameters(truth, stored_belief(head.domains["chat"]))},
+        achieved={},
+    )
+
+
+class Study:
+    """The published records, and how a scenario is made of them."""
+
+    def __init__(
+        self,
+        records: dict[str, Any],
+        assumed: Assumed | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.records, self.assumed, self.tick = records, assumed or Assumed(), tick
+        self.figure = records["vllm-fig3-pareto"]
+        self.truth = survival_process(records, self.assumed)
+        self.profile = profile(self.truth)
+        size = records["speed-bench"]
+        prompt = round(size["bytes"] / size["examples"] / BYTES_PER_TOKEN)
+        lengths = exponential_lengths(
+            REQUESTS, mean=self.assumed.output_mean, most=MOST_OUTPUT, seed=0
+        )
+        self.traces = {
+            n: made_trace(
+                "speed-bench", prompt_tokens=prompt, output_tokens=lengths[:n], domains=["all"]
+            )
+            for n in (REQUESTS, REQUESTS_ALONE)
+        }
+
+    def published(self, arm: str, concurrency: int) -> tuple[float, float]:
+        """(tok/s/user, tok/s over all GPUs)."""
+        key = next(key for key, (name, _) in ARMS.items() if name == arm)
+        user, total = self.figure["data"][key][self.figure["concurrency"].index(concurrency)]
+        return float(user), float(total)
+
+    def run(self, costs: CostModel, policy: str, concurrency: int, seed: int = 0) -> Speed:
+        """One point of the figure."""
+        scenario = Scenario(
+            trace=self.traces[REQUESTS_ALONE if concurrency == 1 else REQUESTS],
+            cost_model=costs,
+            acceptance=self.profile,
+            policy=parse_policy(policy),
+            engine=EngineConfig(
+                chunked_prefill_size=16384,
+                enable_prefix_cache=False,
+                confidence_lag_steps=self.assumed.lag_steps,
+            ),
+            concurrency=concurrency,
+            seed=seed,
+        )
+        row = measure(replay(scenario), parse_slo("standard"))
+        self.tick()
+        return Speed(
+            row["output_tok_s"],
+            row["tok_s_user_p50"],
+            row["accept_len_mean"],
+            row["verify_tokens_per_request_step"],
+        )
+
+    def calibrated(self) -> Costs:
+        """Base and expert seconds that make the replay show the two calibration speeds."""
+        loads = (1, 256)
+        goals = np.array([self.published("none", load)[0] for load in loads])
+        step_s = 1.0 / goals
+        for _ in range(CALIBRATION_ROUNDS):
+            costs = self._costs(step_s)
+            shown = [self.run(costs.model, "none", load).user_tok_s for load in loads]
+            step_s = step_s * shown / goals
+        return costs
+
+    def _costs(self, step_s: np.ndarray) -> Costs:
+        """The model whose steps of 1 and 256 tokens take ``step_s``."""
+        flash = load_cost_model(FLASH)
+        assert flash.table is not None
+        assert flash.draft is not None
+        small, large = self.records["v4-models"]["flash"], self.records["v4-models"]["pro"]
+        captured = [m for m in flash.table.tokens if m <= 1024]
+        seconds = np.array(flash.table.seconds[: len(captured)])
+        form = _form(captured, small)
+        fitted = nnls(form / seconds[:, None], np.ones(len(captured)))[0]
+        by_token = (large["parameters_active"] / 8) / (small["parameters_active"] / 4)
+        by_layer = by_token * small["layers"] / large["layers"]
+        draft_factor = by_layer if self.assumed.draft_by_layer else by_token
+        token_s = fitted[2] * by_token
+        tiers = [1, 2, 4, *range(8, 257, 8), *range(272, MOST_TOKENS + 1, 16)]
+        if self.assumed.plain_transfer:
+            line = [m for m in tiers if m > captured[-1]]
+            shape = np.append(
+                np.interp([m for m in tiers if m <= captured[-1]], captured, seconds),
+                seconds[-1] + fitted[2] * (np.array(line) - captured[-1]),
+            )
+            ends, steps = np.interp([1, 256], captured, seconds), shape
+        else:
+            touched = _form(tiers, large)[:, 1]
+            ends = touched[[tiers.index(1), tiers.index(256)]]
+            step_s = step_s - token_s * np.array([1, 256])
+            steps = touched
+        scale = (step_s[1] - step_s[0]) / (ends[1] - ends[0])
+        base = step_s[0] - scale * ends[0]
+        steps = base + scale * steps
+        if not self.assumed.plain_transfer:
+            steps = steps + token_s * np.array(tiers)
+        model = made_cost_model(
+            "b300x8-dsv4-pro-transferred",
+            source=f"{FLASH}, transferred",
+            hardware=self.figure["hardware"],
+            model=self.figure["model"],
+            gpus=8,
+            tokens=tiers,
+            seconds=steps.tolist(),
+            between="staircase",
+            draft={
+                "gamma": GAMMA,
+                "requests": list(flash.draft.requests),
+                "seconds": [draft_factor * s for s in flash.draft.seconds],
+                "between": "staircase",
+            },
+            prefill_token_s=float(token_s),
+            kv_pool_tokens=4_000_000,
+        )
+        transfer = Transfer(
+            base_s=float(base),
+            experts_s=float(scale),
+            token_s=float(token_s),
+            flash_base_s=float(fitted[0]),
+            flash_experts_s=float(fitted[1]),
+            flash_token_s=float(fitted[2]),
+            flash_fit_median_error=float(np.median(np.abs(form @ fitted / seconds - 1.0))),
+            token_factor=by_token,
+            draft_factor=draft_factor,
+        )
+        return Costs(model, transfer)
+
+
+def _form(tokens: Any, model: dict[str, Any]) -> np.ndarray:
+    """[len(tokens), 3]: one, the share of experts touched, the tokens."""
+    sizes = np.asarray(tokens, dtype=np.float64)
+    touched = experts_touched(sizes, experts=model["experts"], per_token=model["experts_per_token"])
+    return np.stack((np.ones_like(sizes), touched, sizes), axis=1)
+
+
+def _points(study: Study, costs: CostModel, seeds: int) -> list[list[FrontierPoint]]:
+    """[seeds][arm and concurrency]."""
+    found: list[list[FrontierPoint]] = []
+    for seed in range(seeds):
+        found.append([])
+        for arm, policy in ARMS.values():
+            for concurrency in study.figure["concurrency"]:
+                user, total = study.published(arm, concurrency)
+                speed = study.run(costs, policy, concurrency, seed)
+                role = SHAPE_ONLY if arm in SHAPE_ARMS else PREDICTED
+                if arm == "none" and concurrency in (1, 256):
+                    role = CALIBRATION
+                found[-1].append(
+                    FrontierPoint(
+                        arm=arm,
+                        policy=policy,
+                        concurrency=concurrency,
+                        role=role,
+                        published_tok_s=total,
+                        published_user_tok_s=user,
+                        predicted_tok_s=speed.tok_s,
+                        predicted_user_tok_s=speed.user_tok_s,
+                        accepted_length=speed.accepted_length,
+                        verified_tokens=speed.verified_tokens,
+                    )
+                )
+    return found
+
+
+def _mean(points: tuple[FrontierPoint, ...]) -> FrontierPoint:
+    """One point over its seeds."""
+    names = ("predicted_tok_s", "predicted_user_tok_s", "accepted_length", "verified_tokens")
+    means = {name: float(np.mean([getattr(p, name) for p in points])) for name in names}
+    return dataclasses.replace(points[0], **means)
+
+
+def _orders(by_seed: list[list[FrontierPoint]]) -> list[OrderRow]:
+    """Whether none < fixed 7 < adaptive, published and in each seed."""
+
+    def ordered(points: list[FrontierPoint], load: int, name: str) -> bool:
+        at = {p.arm: float(getattr(p, name)) for p in points if p.concurrency == load}
+        low, middle, high = (at[arm] for arm in ORDERED)
+        return low < middle < high
+
+    rows = []
+    for load in dict.fromkeys(point.concurrency for point in by_seed[0]):
+        published = ordered(by_seed[0], load, "published_tok_s")
+        simulated = [ordered(points, load, "predicted_tok_s") for points in by_seed]
+        rows.append(
+            OrderRow(
+                concurrency=load,
+                published=published,
+                seeds_right=simulated.count(published),
+                seeds=len(by_seed),
+            )
+        )
+    return rows
+
+
+VARIANTS = {
+    "step seconds = a + b x V4-Flash's curve": Assumed(plain_transfer=True),
+    "drafting scaled like the whole model": Assumed(draft_by_layer=False),
+    "acceptance as on coding": Assumed(at_published_length=False),
+    "outputs half as long": Assumed(output_mean=500.0),
+    "outputs twice as long": Assumed(output_mean=2000.0),
+    "confidences two steps old": Assumed(lag_steps=2),
+}
+
+
+def _variant(records: dict[str, Any], change: str, tick: Callable[[], None]) -> Variant:
+    study = Study(records, VARIANTS[change], tick)
+    by_seed = _points(study, study.calibrated().model, seeds=1)
+    errors = [point.error for point in by_seed[0] if point.role != CALIBRATION]
+    return Variant(
+        change=change,
+        median_error=median_abs(errors),
+        max_error=max(abs(error) for error in errors),
+        orders_right=sum(row.seeds_right for row in _orders(by_seed)),
+    )
+
+
+def frontier(records: dict[str, Any], tick: Callable[[], None]) -> Frontier:
+    """The whole study; ``tick`` hears of every replay."""
+    study = Study(records, tick=tick)
+    costs = study.calibrated()
+    by_seed = _points(study, costs.model, SEEDS)
+    survival = np.cumprod(conditional_acceptance(study.truth))
+    text = records["vllm-blog-text"]
+    if not (
+        survival[0] > text["survival_first_least"] and survival[-1] < text["survival_last_most"]
+    ):
+        raise ValueError(f"survival {survival} contradicts the publication; mend the process")
+    assert abs(accepted_length(study.truth) - text["accepted_length"]) < 1e-6
+    return Frontier(
+        calibrated_on=[
+            f"none at concurrency {load}: {study.published('none', load)[0]} tok/s per user"
+            for load in (1, 256)
+        ],
+        transfer=costs.transfer,
+        survival=survival.tolist(),
+        seeds=SEEDS,
+        points=[_mean(points) for points in zip(*by_seed, strict=True)],
+        orders=_orders(by_seed),
+        variants=[_variant(records, change, tick) for change in VARIANTS],
+    )
