@@ -37,7 +37,7 @@ from sglang_dspark.files import read_record
 PANELS: tuple[tuple[str, Callable[[Axes, Validation], None]], ...] = (
     ("vLLM, V4-Pro on 8 B300: throughput", draw_throughput_pairs),
     ("The same: speed per user", draw_speed_pairs),
-    ("The same: three arms, concurrency 1 to 256", draw_frontiers),
+    ("The same: three arms, load 1 to 256", draw_frontiers),
     ("Paper, Figure 8: throughput", draw_production),
     ("Paper, Figure 8: verification budget", draw_budgets),
     ("Paper, Figure 7: gains at its anchors", draw_gains),
@@ -55,8 +55,8 @@ def validation_page(record: Validation) -> Figure:
         figure = Figure(figsize=_SIZE_IN)
         grid = figure.subplots(
             3, 3,
-            gridspec_kw={"left": 0.075, "right": 0.985, "bottom": 0.075, "top": 0.915,
-                         "wspace": 0.34, "hspace": 0.3},
+            gridspec_kw={"left": 0.07, "right": 0.985, "bottom": 0.095, "top": 0.915,
+                         "wspace": 0.42, "hspace": 0.3},
         ).flat  # fmt: skip
         for axes, letter, (title, draw) in zip(grid, "abcdefghi", PANELS, strict=True):
             draw(axes, record)

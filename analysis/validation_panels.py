@@ -7,6 +7,7 @@ the page around them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,7 +25,9 @@ from analysis.style import (
 )
 from analysis.validation_record import (
     CALIBRATION,
+    SPEED_GAIN_PCT,
     TOLERANCE,
+    TWIN_TOLERANCE,
     Frontier,
     FrontierPoint,
     PaperModel,
@@ -48,19 +51,18 @@ _DRAFTER_LOOKS = {
     "dflash-qwen3-4b": POLICY_LOOKS["fixed"],
     "eagle3-qwen3-4b": POLICY_LOOKS["sglang"],
 }
-_TWIN_FIGURES = {
-    "output_tok_s": ("output\ntok/s", 5.0),
-    "tpot_p50_ms": ("TPOT\np50", 10.0),
-    "ttft_p99_ms": ("TTFT\np99", 20.0),
-    "verified_tokens": ("verified\ntokens", 5.0),
+_TWIN_NAMES = {
+    "output_tok_s": "output\ntok/s",
+    "tpot_p50_ms": "TPOT\np50",
+    "ttft_p99_ms": "TTFT\np99",
+    "verified_tokens": "verified\ntokens",
 }
-"""Name on the axis, and the tolerance in percent that ``digital_twin.py`` sets."""
 _LOAD_MARKS = {"light": "o", "medium": "s", "heavy": "^"}
 _BAND = "#e6e6e6"
 _SMALL = 7.0
 
 
-def _dots(look: Look, *, hollow: bool = False) -> dict[str, object]:
+def _dots(look: Look, *, hollow: bool = False) -> dict[str, Any]:
     """Keywords of ``Axes.plot`` for markers without a line."""
     style = look.line() | {"linestyle": "none"}
     return style | {"markerfacecolor": "white"} if hollow else style
@@ -115,7 +117,7 @@ def _draw_pairs(
     )
     lines = ["outside the band:"] if missed else ["none outside; furthest:"]
     for point in missed or [largest(frontier.predicted, of_user=of_user)]:
-        lines.append(f"{point.arm} at {point.concurrency}: {error(point):+.0%}")
+        lines.append(f"{point.arm} at {point.concurrency}: {100 * error(point):+.0f} %")
     _note(axes, 0.98, 0.03, lines, right=True)
 
 
@@ -188,9 +190,19 @@ def draw_production(axes: Axes, record: Validation) -> None:
     for model in record.paper:
         _by_method(axes, model, "tok_s")
     _load_axis(axes)
-    axes.set_ylim(0, None)
-    plain_axis(axes, "y")
+    log_axis(axes, "y", 40, 40_000)
     axes.set_ylabel("output tok/s per GPU")
+    lines = ["furthest off:"]
+    for model in record.paper:
+        for method in _METHOD_LOOKS:
+            errors = {
+                p.concurrency: p.predicted_tok_s / p.published_tok_s - 1
+                for p in model.points
+                if p.method == method and p.published_tok_s is not None
+            }
+            load = max(errors, key=lambda at: abs(errors[at]))
+            lines.append(f"{model.model}, {method} at {load}: {100 * errors[load]:+.0f} %")
+    _note(axes, 0.98, 0.03, lines, right=True)
     handles = [
         Line2D([], [], label=method, **_dots(look)) for method, look in _METHOD_LOOKS.items()
     ]
@@ -216,26 +228,27 @@ def draw_budgets(axes: Axes, record: Validation) -> None:
 
 def draw_gains(axes: Axes, record: Validation) -> None:
     """DSpark-5 over MTP-1 at the paper's anchors; the band is where a speed gain may lie."""
-    rows = [(model.model, gain) for model in record.paper for gain in model.gains]
-    axes.axvspan(40, 110, color=_BAND, lw=0)
-    for place, (_, gain) in enumerate(rows):
-        look = _METHOD_LOOKS["DSpark-5"]
-        y = -place
-        axes.plot([gain.published_pct, gain.predicted_pct], [y, y], color=FAINT, lw=0.9)
-        axes.plot(gain.published_pct, y, **_dots(look, hollow=True))
-        axes.plot(gain.predicted_pct, y, **_dots(look))
+    gains = [(model.model, gain) for model in record.paper for gain in model.gains]
+    rows = sorted(gains, key=lambda row: not row[1].kind.startswith("speed"))
+    speeds = sum(gain.kind.startswith("speed") for _, gain in rows)
+    axes.fill_betweenx([0.5 - speeds, 0.5], *SPEED_GAIN_PCT, color=_BAND, lw=0)
+    look = _METHOD_LOOKS["DSpark-5"]
+    labels = []
+    for place, (name, gain) in enumerate(rows):
+        axes.plot([gain.published_pct, gain.predicted_pct], [-place, -place], color=FAINT, lw=0.9)
+        axes.plot(gain.published_pct, -place, **_dots(look, hollow=True))
+        axes.plot(gain.predicted_pct, -place, **_dots(look))
+        where = gain.at.replace(" per user", "/user").replace(" per GPU", "/GPU")
+        labels.append(f"{name[3:]}: {gain.kind.split()[0]}\nat {where}")
     log_axis(axes, "x", 35, 1200)
     axes.set_xlabel("gain of DSpark-5 over MTP-1 (%)")
-    axes.set_ylim(-len(rows) + 0.4, 1.5)
-    labels = []
-    for name, gain in rows:
-        what = "speed" if gain.kind.startswith("speed") else "throughput"
-        where = gain.at.replace(" tok/s per user", "\u2009tok/s/user")
-        labels.append(f"{name[3:]}: {what}\nat {where.replace(' tok/s per GPU', ' tok/s/GPU')}")
+    axes.set_ylim(0.4 - len(rows), 1.6)
     axes.set_yticks([-place for place in range(len(rows))], labels, fontsize=6.5)
     axes.grid(axis="y", visible=False)
+    low, high = SPEED_GAIN_PCT
     _note(
-        axes, 0.98, 0.985, ["hollow: published, filled: predicted", "band: speed gains, 40-110 %"],
+        axes, 0.98, 0.985,
+        ["hollow: published, filled: predicted", f"band: speed gains, {low:.0f} to {high:.0f} %"],
         right=True,
     )  # fmt: skip
 
@@ -273,10 +286,9 @@ def draw_twin(axes: Axes, record: Validation) -> None:
     """The digital twin's errors by figure, beside the tolerance of each."""
     policies = list(dict.fromkeys(row.policy for row in record.twin))
     missed = []
-    for place, (figure, (_, tolerance)) in enumerate(_TWIN_FIGURES.items()):
-        axes.fill_between(
-            [place - 0.42, place + 0.42], -tolerance, tolerance, color=_BAND, lw=0
-        )
+    for place, figure in enumerate(_TWIN_NAMES):
+        tolerance = 100 * TWIN_TOLERANCE[figure]
+        axes.fill_between([place - 0.42, place + 0.42], -tolerance, tolerance, color=_BAND, lw=0)
         for row in record.twin:
             if row.figure != figure:
                 continue
@@ -289,7 +301,7 @@ def draw_twin(axes: Axes, record: Validation) -> None:
             )  # fmt: skip
             if abs(error) > tolerance:
                 missed.append(f"{row.policy}, {row.load}: {error:+.0f} %")
-    axes.set_xticks(range(len(_TWIN_FIGURES)), [name for name, _ in _TWIN_FIGURES.values()])
+    axes.set_xticks(range(len(_TWIN_NAMES)), list(_TWIN_NAMES.values()))
     axes.grid(axis="x", visible=False)
     axes.axhline(0, color=FAINT, linewidth=0.8)
     axes.set_ylim(-25, 62)

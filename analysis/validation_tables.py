@@ -13,7 +13,10 @@ from pathlib import Path
 
 from analysis.validation_record import (
     CALIBRATION,
+    SHAPE_ONLY,
+    SPEED_GAIN_PCT,
     TOLERANCE,
+    TWIN_TOLERANCE,
     FrontierPoint,
     LoadPoint,
     PaperModel,
@@ -24,13 +27,6 @@ from analysis.validation_record import (
 from sglang_dspark.files import atomic_write, read_text
 
 _PLACE = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_TWIN_TOLERANCE = {
-    "output_tok_s": 0.05,
-    "tpot_p50_ms": 0.10,
-    "ttft_p99_ms": 0.20,
-    "verified_tokens": 0.05,
-}
-SPEED_GAIN_PCT = (40.0, 110.0)
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -48,8 +44,12 @@ def _number(value: float) -> str:
 def _beside(published: float, predicted: float, *, tolerance: float = TOLERANCE) -> str:
     """``published / predicted (error)``; bold where it is further off than the tolerance."""
     error = predicted / published - 1.0
-    text = f"{_number(published)} / {_number(predicted)} ({100 * error:+.1f} %)"
+    text = f"{_number(published)} / {_number(predicted)} ({_percent(error, '+')})"
     return f"**{text}**" if abs(error) > tolerance else text
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f} %"
 
 
 def _yes(holds: bool) -> str:
@@ -73,7 +73,7 @@ def pairs_in_order(record: Validation) -> tuple[int, int]:
 def _claims(record: Validation) -> str:
     frontier = record.frontier
     error = median_abs(point.error for point in frontier.predicted)
-    valid = median_abs(p.error for p in frontier.predicted if p.role != "cost shape only")
+    valid = median_abs(p.error for p in frontier.predicted if p.role != SHAPE_ONLY)
     worst = largest(frontier.predicted)
     user = median_abs(point.user_error for point in frontier.predicted)
     slow = largest(frontier.predicted, of_user=True)
@@ -88,17 +88,17 @@ def _claims(record: Validation) -> str:
     lengths = [row for row in record.acceptance if row.position is None]
     off = max(abs(row.simulated - row.published) for row in positions)
     length_off = max(abs(row.simulated / row.published - 1) for row in lengths)
-    missed = sum(abs(row.error) > _TWIN_TOLERANCE[row.figure] for row in record.twin)
+    missed = sum(abs(row.error) > TWIN_TOLERANCE[row.figure] for row in record.twin)
     at_all = f"at every concurrency, {frontier.seeds} seeds"
     rows = [
         ("vLLM: throughput of none < fixed 7 < adaptive", at_all,
          f"{ordered} of {len(frontier.orders)}", _yes(ordered == len(frontier.orders))),
         (f"vLLM: median throughput error, {len(frontier.predicted)} points", "≤ 10 %",
-         f"{error:.1%}", _yes(error <= TOLERANCE)),
-        ("the same without the arms of incorrect output", "", f"{valid:.1%}", ""),
-        (f"largest: {worst.arm} at {worst.concurrency}", "", f"{worst.error:+.1%}", ""),
-        ("vLLM: median error of the speed per user", "", f"{user:.1%}", ""),
-        (f"largest: {slow.arm} at {slow.concurrency}", "", f"{slow.user_error:+.1%}", ""),
+         _percent(error), _yes(error <= TOLERANCE)),
+        ("the same without the arms of incorrect output", "", _percent(valid), ""),
+        (f"largest: {worst.arm} at {worst.concurrency}", "", _percent(worst.error, "+"), ""),
+        ("vLLM: median error of the speed per user", "", _percent(user), ""),
+        (f"largest: {slow.arm} at {slow.concurrency}", "", _percent(slow.user_error, "+"), ""),
         ("vLLM: pairs of arms in the published order", "", f"{right} of {pairs}", ""),
         ("paper: sign of every gain over MTP-1", "positive",
          f"{sum(gain.predicted_pct > 0 for gain in gains)} of {len(gains)}",
@@ -112,7 +112,7 @@ def _claims(record: Validation) -> str:
         (f"digital twin: figures within tolerance, {len(record.twin)}", "",
          f"{len(record.twin) - missed}", ""),
         ("acceptance: any position of Figure 2", "≤ 0.005", f"{off:.4f}", _yes(off <= 0.005)),
-        ("acceptance: any accepted length", "≤ 1 %", f"{length_off:.2%}", _yes(length_off <= 0.01)),
+        ("acceptance: any accepted length", "≤ 1 %", _percent(length_off), _yes(length_off <= 0.01)),
     ]  # fmt: skip
     return _markdown(("what", "asked", "found", "holds"), rows)
 
@@ -151,21 +151,31 @@ def _transfer(record: Validation) -> str:
     ]  # fmt: skip
     return _markdown(("", "V4-Flash, 4 B300", "V4-Pro, 8 B300", "V4-Pro's is"), rows) + (
         f"\nMedian error of the form on V4-Flash's own curve up to 1024 tokens: "
-        f"{found.flash_fit_median_error:.1%}. Survival by position: "
+        f"{_percent(found.flash_fit_median_error)}. Survival by position: "
         + ", ".join(f"{value:.2f}" for value in record.frontier.survival)
         + ".\n"
     )
 
 
 def _variants(record: Validation) -> str:
-    loads = len(record.frontier.orders)
+    frontier = record.frontier
+    loads = len(frontier.orders)
+    slow = largest(frontier.predicted, of_user=True)
+    ordered = sum(row.seeds_right == row.seeds for row in frontier.orders)
+    cases = [
+        ("nothing", median_abs(p.error for p in frontier.predicted),
+         abs(largest(frontier.predicted).error),
+         median_abs(p.user_error for p in frontier.predicted), abs(slow.user_error), ordered),
+        *((v.change, v.median_error, v.max_error, v.median_user_error, v.max_user_error,
+           v.orders_right) for v in frontier.variants),
+    ]  # fmt: skip
     rows = [
-        (v.change, f"{v.median_error:.1%}", f"{v.max_error:.1%}", f"{v.orders_right} of {loads}")
-        for v in record.frontier.variants
+        (change, *(_percent(value) for value in errors), f"{right} of {loads}")
+        for change, *errors, right in cases
     ]
-    return _markdown(
-        ("changed", "median throughput error", "largest", "orders right (one seed)"), rows
-    )
+    head = ("changed", "throughput error, median", "largest", "speed error, median", "largest",
+            "orders right")  # fmt: skip
+    return _markdown(head, rows)
 
 
 def _gains(record: Validation) -> str:
@@ -222,14 +232,14 @@ def _queues(record: Validation) -> str:
 
 
 def _twin(record: Validation) -> str:
-    figures = list(_TWIN_TOLERANCE)
+    figures = list(TWIN_TOLERANCE)
     at = {(row.load, row.policy, row.figure): row for row in record.twin}
     rows = []
     for load, policy in dict.fromkeys((row.load, row.policy) for row in record.twin):
         cells = []
         for figure in figures:
             row = at[load, policy, figure]
-            tolerance = _TWIN_TOLERANCE[figure]
+            tolerance = TWIN_TOLERANCE[figure]
             cells.append(_beside(row.measured, row.predicted, tolerance=tolerance))
         rows.append([load, policy, *cells])
     head = ["load", "policy", "output tok/s", "TPOT p50, ms", "TTFT p99, ms", "verified tokens"]
