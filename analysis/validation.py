@@ -55,7 +55,7 @@ def validation_page(record: Validation) -> Figure:
         figure = Figure(figsize=_SIZE_IN)
         grid = figure.subplots(
             3, 3,
-            gridspec_kw={"left": 0.07, "right": 0.985, "bottom": 0.095, "top": 0.915,
+            gridspec_kw={"left": 0.07, "right": 0.985, "bottom": 0.1, "top": 0.915,
                          "wspace": 0.42, "hspace": 0.3},
         ).flat  # fmt: skip
         for axes, letter, (title, draw) in zip(grid, "abcdefghi", PANELS, strict=True):
@@ -84,13 +84,15 @@ def validation_page(record: Validation) -> Figure:
 
 def _footer(record: Validation) -> list[str]:
     """What was calibrated on, and where the numbers come from."""
-    parts = [f"Calibrated on: {'; '.join(record.frontier.calibrated_on)}"]
-    parts += [f"{model.model} {'; '.join(model.calibrated_on)}" for model in record.paper]
+    parts = [f"Calibrated on: a-c {'; '.join(record.frontier.calibrated_on)}"]
+    parts += [f"d-f {model.model} {'; '.join(model.calibrated_on)}" for model in record.paper]
     parts += [
         f"{record.command} at commit {record.commit}",
         "published numbers and their sources: benchmarks/published_serving.json",
     ]
-    return textwrap.wrap(" · ".join(parts), _FOOTER_CHARACTERS, break_on_hyphens=False)
+    # A line breaks between parts, not inside one.
+    whole = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts]
+    return textwrap.wrap(" · ".join(whole), _FOOTER_CHARACTERS, break_on_hyphens=False)
 
 
 def _parser() -> Parser:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from analysis.style import (
     FAINT,
@@ -107,6 +107,9 @@ def _draw_pairs(
             )  # fmt: skip
     log_axis(axes, "x", low, high)
     log_axis(axes, "y", low, high)
+    if high > 2000:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 3)))
     axes.set_aspect("equal")
     axes.set_xlabel(f"published ({unit})")
     axes.set_ylabel(f"predicted ({unit})")
@@ -180,8 +183,8 @@ def _by_method(axes: Axes, model: PaperModel, name: str) -> None:
         axes.plot(loads, [getattr(p, f"predicted_{name}") for p in known], **marks)
 
 
-def _load_axis(axes: Axes) -> None:
-    log_axis(axes, "x", 0.85, 380)
+def _load_axis(axes: Axes, least: float) -> None:
+    log_axis(axes, "x", least, 380)
     axes.set_xlabel("concurrent requests per GPU")
 
 
@@ -189,7 +192,7 @@ def draw_production(axes: Axes, record: Validation) -> None:
     """The paper's Figure 8: throughput by load."""
     for model in record.paper:
         _by_method(axes, model, "tok_s")
-    _load_axis(axes)
+    _load_axis(axes, 0.85)
     log_axis(axes, "y", 40, 40_000)
     axes.set_ylabel("output tok/s per GPU")
     lines = ["furthest off:"]
@@ -217,7 +220,7 @@ def draw_budgets(axes: Axes, record: Validation) -> None:
     """The paper's Figure 8: tokens DSpark-5 verifies per request and step."""
     for model in record.paper:
         _by_method(axes, model, "budget")
-    _load_axis(axes)
+    _load_axis(axes, 5)
     axes.set_ylim(2, 6)
     axes.set_ylabel("verified tokens per request and step\n(anchor included)")
     _note(
@@ -300,11 +303,12 @@ def draw_twin(axes: Axes, record: Validation) -> None:
                 markerfacecolor="white" if row.policy == "none" else look.colour,
             )  # fmt: skip
             if abs(error) > tolerance:
-                missed.append(f"{row.policy}, {row.load}: {error:+.0f} %")
+                name = _TWIN_NAMES[figure].replace("\n", " ")
+                missed.append(f"{name}, {row.policy}, {row.load}: {error:+.0f} %")
     axes.set_xticks(range(len(_TWIN_NAMES)), list(_TWIN_NAMES.values()))
     axes.grid(axis="x", visible=False)
     axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set_ylim(-25, 62)
+    axes.set_ylim(-32, 66)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g}" if v else "0"))
     axes.set_ylabel("predicted over measured (%)")
     handles = [
@@ -317,6 +321,7 @@ def draw_twin(axes: Axes, record: Validation) -> None:
     ]  # fmt: skip
     axes.legend(handles=handles, loc="upper right", fontsize=_SMALL, handlelength=1.0)
     _note(axes, 0.03, 0.97, ["outside the bands:", *missed], right=False)
+    _note(axes, 0.98, 0.03, [f"left to right: {', '.join(policies)}"], right=True)
 
 
 def draw_acceptance(axes: Axes, record: Validation) -> None:

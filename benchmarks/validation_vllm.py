@@ -1,25 +1,25 @@
 """Study 1: vLLM's frontier of none, fixed 1-7 and adaptive verification on 8 B300.
 
 Predicts 42 published points from two of them (no speculation at concurrency 1 and 256) and facts
-published elsewhere. Owns the transfer of V4-Flash's step costs to V4-Pro, the acceptance process
-and the workload; ``docs/validation.md`` argues for each. Draws nothing.
+published elsewhere. Owns the workload and what is counted; ``validation_transfer`` owns step costs
+and acceptance. Draws nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
-from validation_scenes import (
-    experts_touched,
-    exponential_lengths,
-    made_cost_model,
-    made_trace,
-    replay,
+from validation_scenes import exponential_lengths, made_trace, replay
+from validation_transfer import (
+    CALIBRATED_TOKENS,
+    Assumed,
+    Costs,
+    profile,
+    survival_process,
+    transferred,
 )
 
 from analysis.validation_record import (
@@ -29,29 +29,17 @@ from analysis.validation_record import (
     Frontier,
     FrontierPoint,
     OrderRow,
-    Transfer,
     Variant,
     median_abs,
 )
-from sglang_dspark.core.cost import CostModel, load_cost_model
+from sglang_dspark.core.cost import CostModel
 from sglang_dspark.core.policy import parse_policy
-from simulator.acceptance import FittedProfile, load_acceptance
-from simulator.acceptance_fit import domain_parameters, stored_belief
-from simulator.acceptance_profile import SCHEMA_VERSION
-from simulator.acceptance_quadrature import (
-    Truth,
-    accepted_length,
-    conditional_acceptance,
-    shifted_to_length,
-)
-from simulator.acceptance_solve import truth_for
+from simulator.acceptance_quadrature import accepted_length, conditional_acceptance
 from simulator.config import EngineConfig
 from simulator.metrics import measure, request_times
 from simulator.scenario import Scenario
 from simulator.slo import parse_slo
 
-FLASH = "b300x4-dsv4-flash-vllm"
-HEAD = "dspark-qwen3-4b"
 ARMS = {
     "no_spec": ("none", "none"),
     "fixed_k1": ("fixed 1", "fixed:1"),
@@ -65,30 +53,10 @@ ARMS = {
 SHAPE_ARMS = ("fixed 1", "fixed 3")
 ORDERED = ("none", "fixed 7", "adaptive")
 SEEDS = 5
-GAMMA = 7
 REQUESTS, REQUESTS_ALONE = 880, 240
 MOST_OUTPUT = 2048
 BYTES_PER_TOKEN = 4
-MOST_TOKENS = 4096
-"""Captured CUDA graphs; the largest step has 2048 tokens."""
 CALIBRATION_ROUNDS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assumed:
-    """What no publication states; the variants change one each."""
-
-    output_mean: float = 1000.0
-    """Of the exponential that output lengths are drawn from, before the cut at 2048."""
-    lag_steps: int = 1
-    at_published_length: bool = True
-    """Acceptance moved to the accepted length of all categories; else as on coding."""
-    plain_transfer: bool = False
-    """Step seconds = a + b x V4-Flash's curve, whatever the curve is made of."""
-    mean_tpot: bool = False
-    """Speed per user is 1 / the mean TPOT; else the median of 1 / TPOT."""
-    draft_by_layer: bool = True
-    """Drafting scaled by the active parameters of a layer; else of the whole model."""
 
 
 class Speed(NamedTuple):
@@ -98,44 +66,6 @@ class Speed(NamedTuple):
     user_tok_s: float
     accepted_length: float
     verified_tokens: float
-
-
-class Costs(NamedTuple):
-    """V4-Pro's cost model and how it came about."""
-
-    model: CostModel
-    transfer: Transfer
-
-
-def survival_process(records: dict[str, Any], assumed: Assumed) -> Truth:
-    """Acceptance by position as golden lengths fall off, at the level of the post's own text.
-
-    Positions 1 to 6 from the accepted lengths by number of draft tokens; the seventh length lies
-    below the sixth, so its conditional acceptance is taken to be the sixth's.
-    """
-    lengths = records["golden-lengths"]["accepted_length"][: GAMMA - 1]
-    survival = np.diff([1.0, *lengths])
-    conditional = survival / np.concatenate(([1.0], survival[:-1]))
-    truth = truth_for(np.append(conditional, conditional[-1]))
-    if assumed.at_published_length:
-        return shifted_to_length(truth, records["vllm-blog-text"]["accepted_length"])
-    return truth
-
-
-def profile(truth: Truth) -> FittedProfile:
-    """One domain for all prompts, believed in as the paper's chat head does."""
-    head = load_acceptance(HEAD)
-    assert isinstance(head, FittedProfile)
-    return FittedProfile(
-        schema_version=SCHEMA_VERSION,
-        name="dspark7-v4-pro",
-        gamma=GAMMA,
-        default_domain="all",
-        command="python benchmarks/validation.py",
-        provenance=[],
-        domains={"all": domain_parameters(truth, stored_belief(head.domains["chat"]))},
-        achieved={},
-    )
 
 
 class Study:
@@ -199,84 +129,14 @@ class Study:
 
     def calibrated(self) -> Costs:
         """Base and expert seconds that make the replay show the two calibration speeds."""
-        loads = (1, 256)
+        loads = CALIBRATED_TOKENS  # without speculation a request is a token
         goals = np.array([self.published("none", load)[0] for load in loads])
         step_s = 1.0 / goals
         for _ in range(CALIBRATION_ROUNDS):
-            costs = self._costs(step_s)
+            costs = transferred(self.records, self.assumed, step_s)
             shown = [self.run(costs.model, "none", load).user_tok_s for load in loads]
             step_s = step_s * shown / goals
         return costs
-
-    def _costs(self, step_s: np.ndarray) -> Costs:
-        """The model whose steps of 1 and 256 tokens take ``step_s``."""
-        flash = load_cost_model(FLASH)
-        assert flash.table is not None
-        assert flash.draft is not None
-        small, large = self.records["v4-models"]["flash"], self.records["v4-models"]["pro"]
-        captured = [m for m in flash.table.tokens if m <= 1024]
-        seconds = np.array(flash.table.seconds[: len(captured)])
-        form = _form(captured, small)
-        fitted = nnls(form / seconds[:, None], np.ones(len(captured)))[0]
-        by_token = (large["parameters_active"] / 8) / (small["parameters_active"] / 4)
-        by_layer = by_token * small["layers"] / large["layers"]
-        draft_factor = by_layer if self.assumed.draft_by_layer else by_token
-        token_s = fitted[2] * by_token
-        tiers = [1, 2, 4, *range(8, 257, 8), *range(272, MOST_TOKENS + 1, 16)]
-        if self.assumed.plain_transfer:
-            line = [m for m in tiers if m > captured[-1]]
-            shape = np.append(
-                np.interp([m for m in tiers if m <= captured[-1]], captured, seconds),
-                seconds[-1] + fitted[2] * (np.array(line) - captured[-1]),
-            )
-            ends, steps = np.interp([1, 256], captured, seconds), shape
-        else:
-            touched = _form(tiers, large)[:, 1]
-            ends = touched[[tiers.index(1), tiers.index(256)]]
-            step_s = step_s - token_s * np.array([1, 256])
-            steps = touched
-        scale = (step_s[1] - step_s[0]) / (ends[1] - ends[0])
-        base = step_s[0] - scale * ends[0]
-        steps = base + scale * steps
-        if not self.assumed.plain_transfer:
-            steps = steps + token_s * np.array(tiers)
-        model = made_cost_model(
-            "b300x8-dsv4-pro-transferred",
-            source=f"{FLASH}, transferred",
-            hardware=self.figure["hardware"],
-            model=self.figure["model"],
-            gpus=8,
-            tokens=tiers,
-            seconds=steps.tolist(),
-            between="staircase",
-            draft={
-                "gamma": GAMMA,
-                "requests": list(flash.draft.requests),
-                "seconds": [draft_factor * s for s in flash.draft.seconds],
-                "between": "staircase",
-            },
-            prefill_token_s=float(token_s),
-            kv_pool_tokens=4_000_000,
-        )
-        transfer = Transfer(
-            base_s=float(base),
-            experts_s=float(scale),
-            token_s=float(token_s),
-            flash_base_s=float(fitted[0]),
-            flash_experts_s=float(fitted[1]),
-            flash_token_s=float(fitted[2]),
-            flash_fit_median_error=float(np.median(np.abs(form @ fitted / seconds - 1.0))),
-            token_factor=by_token,
-            draft_factor=draft_factor,
-        )
-        return Costs(model, transfer)
-
-
-def _form(tokens: Any, model: dict[str, Any]) -> np.ndarray:
-    """[len(tokens), 3]: one, the share of experts touched, the tokens."""
-    sizes = np.asarray(tokens, dtype=np.float64)
-    touched = experts_touched(sizes, experts=model["experts"], per_token=model["experts_per_token"])
-    return np.stack((np.ones_like(sizes), touched, sizes), axis=1)
 
 
 def _points(study: Study, costs: CostModel, seeds: int) -> list[list[FrontierPoint]]:
@@ -289,7 +149,7 @@ def _points(study: Study, costs: CostModel, seeds: int) -> list[list[FrontierPoi
                 user, total = study.published(arm, concurrency)
                 speed = study.run(costs, policy, concurrency, seed)
                 role = SHAPE_ONLY if arm in SHAPE_ARMS else PREDICTED
-                if arm == "none" and concurrency in (1, 256):
+                if arm == "none" and concurrency in CALIBRATED_TOKENS:
                     role = CALIBRATION
                 found[-1].append(
                     FrontierPoint(
@@ -378,7 +238,7 @@ def frontier(records: dict[str, Any], tick: Callable[[], None]) -> Frontier:
     return Frontier(
         calibrated_on=[
             f"none at concurrency {load}: {study.published('none', load)[0]} tok/s per user"
-            for load in (1, 256)
+            for load in CALIBRATED_TOKENS
         ],
         transfer=costs.transfer,
         survival=survival.tolist(),
