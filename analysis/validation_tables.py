@@ -49,7 +49,8 @@ def _beside(published: float, predicted: float, *, tolerance: float = TOLERANCE)
 
 
 def _percent(value: float, sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} %"
+    shown = round(100 * value, 1) + 0.0  # no -0.0
+    return f"{shown:{sign}.1f} %"
 
 
 def _yes(holds: bool) -> str:
