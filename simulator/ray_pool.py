@@ -6,6 +6,7 @@ Every node needs the same release of this project installed, which is checked. K
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,13 @@ def _load_ray() -> Any:
     return ray
 
 
+def _knock(address: str) -> None:
+    """``OSError`` unless something listens at HOST:PORT, where Ray would end the whole process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 @contextmanager
 def _cluster(ray: Any, address: str, jobs: int) -> Iterator[None]:
     """Connected to the cluster at ``address``, or to one of ``jobs`` workers started here."""
@@ -41,8 +49,9 @@ def _cluster(ray: Any, address: str, jobs: int) -> Iterator[None]:
     else:
         settings |= {"address": address}
     try:
+        _knock(address)
         ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
             f"--ray {address}: no cluster answers ({reason}); give its address, or local"
