@@ -6,6 +6,7 @@ plans with changes. Knows no policy's reaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,23 +48,27 @@ def mispriced(model: CostModel, factor: float) -> CostModel:
     A factor on the whole step would hardly change a decision: the best budget depends on what one
     more token costs beside what the step costs anyway.
     """
-    sizes = np.arange(1, model.valid_range.tokens[1] + 1)
-    curve = model.verify_curve
-    probed = model.table or model.additive
-    tokens = tuple(probed.tokens) if probed else tuple(sizes.tolist())
-    # The curve's own probes, not its padded values: tiers stay where they are.
-    seconds = np.interp(tokens, curve.probes, curve.seconds)
-    seconds = seconds[0] + factor * (seconds - seconds[0])
+
+    def grown(seconds: Sequence[float]) -> tuple[float, ...]:
+        return tuple(seconds[0] + factor * (s - seconds[0]) for s in seconds)
+
+    if model.table is not None:
+        table = replace(model.table, seconds=grown(model.table.seconds))
+        return replace(model, table=table)
     if model.additive is not None:
-        theta = tuple((seconds - model.additive.bias_s).tolist())
-        return replace(model, additive=replace(model.additive, theta_s=theta))
+        additive = replace(model.additive, theta_s=grown(model.additive.theta_s))
+        return replace(model, additive=additive)
+    assert model.graphs is not None
+    # The formulas have no such factor; at every size they are a table like any other.
+    sizes = range(1, model.valid_range.tokens[1] + 1)
+    seconds = model.verify_curve.at(np.array(sizes, np.float64)).tolist()
     table = StepTable(
-        tokens=tokens,
-        seconds=tuple(seconds.tolist()),
-        between=model.table.between if model.table else "linear",
-        origin=model.provenance.origin,
+        tokens=tuple(sizes), seconds=grown(seconds), between="linear", origin="analytic"
     )
-    return replace(model, kind="table", table=table, roofline=None)
+    graphs = model.graphs
+    if graphs.tiers_tokens and sizes[-1] > graphs.tiers_tokens[-1]:
+        graphs = replace(graphs, beyond_last_s=0.0)  # it is in the table
+    return replace(model, kind="table", table=table, roofline=None, graphs=graphs)
 
 
 def miscalibrated(file: PolicyFile, gamma: int, mistake: Mistake) -> PolicyFile:
