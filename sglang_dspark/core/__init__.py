@@ -3,6 +3,7 @@
 In order of import:
 
 - ``state``: ``BatchState``, ``VerifyPlan``
+- ``memory``: what a policy may remember of requests
 - ``compiled``: numba with a cache that notices changes in called functions
 - ``survival``, ``calibration``: from confidence logits to prefix survival
 - ``ranking``: order tokens by survival, hand slots to the best

@@ -21,14 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sglang_dspark.core.memory import ConfidenceMemory
 from sglang_dspark.core.state import BatchState, VerifyPlan
 from sglang_dspark.draft import rejection
 from sglang_dspark.draft.rounds import Floats, Ints
 from sglang_dspark.draft.sampling import Sampling, draw, probabilities, uniforms
 from sglang_dspark.draft.target import Target
-
-STALE_STEPS = 2
-"""Age of the confidences that a budget may come from: a server plans two steps ahead."""
 
 PARTS = ("prefill", "draft_backbone", "draft_head", "plan", "verify", "commit")
 """What ``Decoded.seconds`` tells apart."""
@@ -138,8 +136,8 @@ class _Batch:
         computed yet."""
         self.generated = torch.zeros(count, dtype=torch.int64)
         self.output = torch.zeros(count, new_tokens + self.gamma + 1, dtype=torch.int64)
-        self.history = np.full((STALE_STEPS + 1, count, self.gamma), np.nan)
-        """Confidences of the last rounds; entry 0 is the oldest."""
+        self.memory = ConfidenceMemory(count, self.gamma)
+        """Confidences of earlier rounds."""
         self.drafts_next = np.ones(count, dtype=bool)
         self.steps = np.zeros(count, dtype=np.int64)
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -270,14 +268,12 @@ class _Batch:
     def state(self, draft: Draft) -> BatchState:
         """What the policy may see."""
         rows = self.rows.numpy()
-        self.history[:-1] = self.history[1:].copy()
-        drafted = np.isfinite(draft.logits_RK[:, :1])
-        self.history[-1, rows] = np.where(drafted, draft.logits_RK, np.nan)
-        stale = self.history[0, rows]
+        drafted = np.isfinite(draft.logits_RK[:, 0])
+        stale, stale_age = self.memory.advance(rows, draft.logits_RK, drafted)
         return BatchState(
             logits=draft.logits_RK,
             stale_logits=stale,
-            stale_age=np.where(np.isnan(stale[:, 0]), 0, STALE_STEPS),
+            stale_age=stale_age,
             context_tokens=self.index[self.rows].numpy(),
         )
 

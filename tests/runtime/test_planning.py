@@ -56,6 +56,21 @@ def test_a_slot_that_starts_a_request_forgets_the_one_before() -> None:
 
 
 @pytest.mark.example
+def test_a_request_that_is_not_drafted_for_is_judged_by_what_was_last_seen() -> None:
+    memory = step_planner("global")
+    logits = np.full((2, GAMMA), -3.0)
+    seen_of_second = []
+    for step in range(6):
+        logits[1] = 1.5 if step == 0 else -np.inf
+        state, _, _ = memory.plan(
+            pool_R=ROWS, logits_RK=logits, context_tokens_R=np.array([10, 20])
+        )
+        seen_of_second.append((state.stale_logits[1, 0], state.stale_age.tolist()))
+    assert np.isnan([value for value, _ in seen_of_second[:2]]).all()
+    assert seen_of_second[2:] == [(1.5, [2, 2]), (1.5, [2, 3]), (1.5, [2, 4]), (1.5, [2, 5])]
+
+
+@pytest.mark.example
 @pytest.mark.parametrize(("policy", "drafts"), [("none", False), ("fixed", True), ("global", True)])
 def test_nothing_is_drafted_for_plain_decoding_not_even_once(policy: str, drafts: bool) -> None:
     memory = step_planner(policy)
@@ -85,4 +100,6 @@ def test_nan_confidences_verify_everything_and_are_forgotten() -> None:
     assert plan.lengths.tolist() == [GAMMA, GAMMA]
     assert "NaN" in degraded
     assert np.isfinite(state.logits).all()
-    assert [seen(memory, 1.0), seen(memory, 1.0)][1][1] == -3.0
+    found = [seen(memory, 1.0), seen(memory, 1.0)][1]
+    assert np.isnan(found[0])
+    assert found[1] == -3.0

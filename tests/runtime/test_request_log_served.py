@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,20 @@ def test_every_request_is_on_record_as_it_was_answered(
     assert "DSPARK request log stopped" not in server.log
 
 
-@pytest.mark.law
-def test_hashes_reuse_what_the_radix_cache_reuses(
-    pair: Pair, nursery: Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """SGLang's own cached_tokens, prompt by prompt, and in the simulator's replay as a whole."""
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What a server was asked, one after the other, and its log of it."""
+
+    log: Path
+    outcomes: list[Outcome]
+    records: dict[str, RequestRecord]
+
+
+@pytest.fixture(scope="module")
+def shared_beginnings(
+    pair: Pair, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
+    """Prompts that share their beginnings, to a server without speculation."""
     rng = random.Random(1)
     words = sorted(set(pair.conversation(1)))
     trunk = [rng.choice(words) for _ in range(400)]
@@ -132,33 +142,47 @@ def test_hashes_reuse_what_the_radix_cache_reuses(
         tail = [rng.choice(words) for _ in range(rng.randint(20, 120))]
         prompts.append([*trunk[:keep], *tail])
     arguments = [*plain_arguments(pair.target_folder, kv_tokens=16384), "--skip-server-warmup"]
-    log = tmp_path / "log"
+    log = tmp_path_factory.mktemp("shared") / "log"
     with nursery.start(recorded_by(arguments, log), patch=QUICK) as server:
         body = {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True}
         jobs = [Job(prompt=prompt, sampling=body, extra={}) for prompt in prompts]
         outcomes = serve(server.url, jobs, concurrency=1)
         found = settled(server, log, len(jobs))
+    return Recorded(log=log, outcomes=outcomes, records=found)
+
+
+@pytest.mark.law
+def test_hashes_reuse_what_the_radix_cache_reuses(shared_beginnings: Recorded) -> None:
+    """SGLang's own cached_tokens, prompt by prompt."""
     seen: set[int] = set()
     shared_tokens = 0
-    for outcome in outcomes:
-        hashes = found[outcome.meta["id"]].prefix_hashes.tolist()
+    for outcome in shared_beginnings.outcomes:
+        hashes = shared_beginnings.records[outcome.meta["id"]].prefix_hashes.tolist()
         hits = sum(value in seen for value in hashes)
         assert hits == outcome.meta["cached_tokens"] // BLOCK_TOKENS
         assert set(hashes[:hits]) <= seen
         seen.update(hashes)
         shared_tokens += hits * BLOCK_TOKENS
     assert shared_tokens > 1000
+
+
+@pytest.mark.law
+def test_the_simulator_reuses_what_the_radix_cache_reused(
+    shared_beginnings: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = shared_beginnings.outcomes
     trace = tmp_path / "t.jsonl"
-    assert main(["--from", str(log), "-o", str(trace)]) == 0
-    assert len(load_trace(trace)) == len(jobs)
+    assert main(["--from", str(shared_beginnings.log), "-o", str(trace)]) == 0
+    assert len(load_trace(trace)) == len(outcomes)
     capsys.readouterr()
     # So slow an arrival that no request overlaps the one before, as they were sent.
     words_ = ["--policy", "none", "--rate", "0.01", "--jobs", "1", "--check", "--json"]
     assert simulate([str(trace), *words_, "--out", str(tmp_path / "out")]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"][0]
-    total = sum(len(prompt) for prompt in prompts)
-    assert told["completed"] == len(jobs)
-    assert told["prefix_hit_share"] == pytest.approx(shared_tokens / total, abs=1e-5)
+    blocks = [outcome.meta["cached_tokens"] // BLOCK_TOKENS for outcome in outcomes]
+    total = sum(outcome.meta["prompt_tokens"] for outcome in outcomes)
+    assert told["completed"] == len(outcomes)
+    assert told["prefix_hit_share"] == pytest.approx(sum(blocks) * BLOCK_TOKENS / total, abs=1e-5)
 
 
 @pytest.mark.law

@@ -15,6 +15,7 @@ from serving_client import Job, serve
 from serving_scenes import GAMMA, Pair
 from test_request_log_served import (
     recorded_by,
+    shared_beginnings,
 )
 from test_request_log_served import (
     test_a_log_that_stops_does_not_stop_the_server as test_a_stopped_log,
@@ -29,7 +30,7 @@ from test_request_log_served import (
 from sglang_dspark.runtime.step_log import read
 from traces.record import main
 
-__all__ = ["test_a_stopped_log", "test_every_request", "test_hashes"]
+__all__ = ["shared_beginnings", "test_a_stopped_log", "test_every_request", "test_hashes"]
 
 TOLD = {
     "SGLANG_RAGGED_VERIFY_MODE": "compact",

@@ -11,12 +11,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sglang_dspark.core.memory import ConfidenceMemory
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Bools, Floats, Ints, VerifyPlan
-
-LAG_STEPS = 2
-"""Age of the confidences that a budget is made from (paper 5.2)."""
+from sglang_dspark.runtime.worker.urgency import NOTHING_URGENT, Urgency
 
 
 class StepPlanner:
@@ -24,14 +23,14 @@ class StepPlanner:
 
     def __init__(self, planner: Planner, pool_size: int) -> None:
         self.planner = planner
-        self._history_LPK = np.full((LAG_STEPS + 1, pool_size, planner.gamma), np.nan)
+        self._memory = ConfidenceMemory(pool_size, planner.gamma)
         self._drafts_P = np.ones(pool_size, dtype=np.bool_)
         self.forced_length: int | None = None
         """Verify this many drafts of each request, whatever the policy says; set by ``control``."""
 
     def begin(self, pool_R: npt.NDArray[np.int64]) -> None:
         """These slots start a request: forget what was there."""
-        self._history_LPK[:, pool_R] = np.nan
+        self._memory.forget(pool_R)
         self._drafts_P[pool_R] = not isinstance(self.planner.policy, NoSpeculation)
 
     def drafts(self, pool_R: npt.NDArray[np.int64]) -> Bools:
@@ -39,7 +38,12 @@ class StepPlanner:
         return self._drafts_P[pool_R]
 
     def plan(
-        self, *, pool_R: npt.NDArray[np.int64], logits_RK: Floats, context_tokens_R: Ints
+        self,
+        *,
+        pool_R: npt.NDArray[np.int64],
+        logits_RK: Floats,
+        context_tokens_R: Ints,
+        urgency: Urgency = NOTHING_URGENT,
     ) -> tuple[BatchState, VerifyPlan, str]:
         """(what the policy saw, its plan, why it was overruled or "") of one step.
 
@@ -48,15 +52,14 @@ class StepPlanner:
         """
         broken: Bools = np.asarray(np.isnan(logits_RK).any(axis=1))
         drafted: Bools = np.asarray(logits_RK[:, 0] != -np.inf)
-        history = self._history_LPK
-        history[:-1, pool_R] = history[1:, pool_R]
-        history[-1, pool_R] = np.where((drafted & ~broken)[:, None], logits_RK, np.nan)
-        stale_RK = history[0, pool_R]
+        stale_RK, stale_age_R = self._memory.advance(pool_R, logits_RK, drafted & ~broken)
         state = BatchState(
             logits=np.where(broken[:, None], 0.0, logits_RK),
             stale_logits=stale_RK,
-            stale_age=np.where(np.isnan(stale_RK[:, 0]), 0, LAG_STEPS),
+            stale_age=stale_age_R,
             context_tokens=context_tokens_R,
+            slo_slack_s=urgency.slo_slack_s,
+            priority=urgency.priority,
         )
         plan, degraded = self.planner.plan(state), ""
         if self.forced_length is not None:
