@@ -1,8 +1,8 @@
 """The simulated fleet: SimPy owns arrivals, routing and replicas; the kernel owns the steps.
 
-``simulate`` is a pure function of a ``Scenario``. A replica is one SimPy process. It is handed
-arrivals in bundles and runs its kernel up to the first arrival of the next bundle; between two
-bundles it costs SimPy nothing. Knows no files and prints nothing.
+``simulate`` is a pure function of a ``Scenario``. Time passes in windows: what arrives within one
+is routed when it begins, from what the router knows then; afterwards no replica depends on
+another, and each runs its kernel to the window's end. Knows no files and prints nothing.
 """
 
 from __future__ import annotations
@@ -14,127 +14,116 @@ from typing import Any
 import numpy as np
 import simpy
 
-from sglang_dspark.core.decide import make_workspace
-from sglang_dspark.core.planner import Planner
 from simulator.decode import begin_requests
-from simulator.kernel import PAUSED, advance, release
-from simulator.laws import check_memory
-from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Records, make_memory
+from simulator.layout import COMPLETED, REJECTED, TRUNCATED
+from simulator.replica import Replica, ReplicaTables, StepSink
+from simulator.routing import View, make_router
 from simulator.scenario import Outcome, Scenario, request_records
 
-StepSink = Callable[[int, Records], None]
 Progress = Callable[[int], None]
 Wait = Generator[simpy.Event, Any, None]
 
 _BUNDLE = 64
-"""Arrivals handed out together. The round-robin router looks at no replica's state, so that a
-bundle's routes are known at its first arrival; only the number of SimPy events depends on this."""
+"""Arrivals per replica in a window of a router that looks at no replica; only the number of windows
+depends on it."""
 
 
-class Replica:
-    """One engine: a kernel, its tables, and the SimPy process that feeds it."""
+class Fleet:
+    """The replicas, the router before them and the clock they share."""
 
     def __init__(
-        self,
-        scenario: Scenario,
-        requests: Records,
-        number: int,
-        env: simpy.Environment,
-        *,
-        on_steps: StepSink | None,
-        on_pause: Callable[[], None],
-        check: bool,
+        self, scenario: Scenario, *, on_steps: StepSink | None, on_progress: Progress, check: bool
     ) -> None:
-        trace, cost_model = scenario.trace, scenario.cost_model
-        gamma = scenario.acceptance.gamma
-        most = scenario.engine.max_running_requests
-        self.number = number
-        self.env = env
-        self.mail: simpy.Event = env.event()
-        self._on_steps = on_steps
-        self._on_pause = on_pause
-        self._check = check
-        self.engine = scenario.compiled_engine()
-        self.memory = make_memory(
-            requests=requests,
-            prefix_offsets=trace.prefix_offsets,
-            prefix_blocks=trace.prefix_blocks,
-            n_blocks=trace.n_blocks,
-            engine=self.engine,
-            gamma=gamma,
-            step_capacity=scenario.step_capacity,
-        )
-        planner = Planner(
-            policy=scenario.policy.policy,
-            cost_model=scenario.belief or cost_model,
-            gamma=gamma,
-            max_requests=most,
-            calibration=scenario.policy.calibration,
-        )
-        self.acceptance = scenario.acceptance.tables(trace.domain_names)
-        self._tables = (
-            self.engine,
-            cost_model.tables(most * (gamma + 1), most),
-            planner.costs,
-            self.acceptance,
-            planner.policy_tables,
-            planner.inverse_temperature,
-            planner.bias,
-            make_workspace(most, gamma),
+        self.scenario = scenario
+        self.env = simpy.Environment()
+        self.requests = request_records(scenario)
+        self._on_progress = on_progress
+        tables = ReplicaTables(scenario)
+        self.replicas = [
+            Replica(
+                scenario, tables, self.requests, number,
+                on_steps=on_steps, on_pause=self._report_progress, check=check,
+            )
+            for number in range(scenario.replicas)
+        ]  # fmt: skip
+        begin_requests(self.replicas[0].memory, tables.engine, tables.acceptance)
+        self._arriving = np.flatnonzero(self.requests["status"] != REJECTED)
+        """Requests in order of arrival."""
+        self._arrival_s = self.requests["arrival_s"][self._arriving].copy()
+        self._routed = 0
+        """How many of them have been routed."""
+        self._view = View(open=list(range(scenario.replicas)), in_flight=[0] * scenario.replicas)
+        self._router = make_router(
+            scenario.fleet.router,
+            self._view,
+            trace=scenario.trace,
+            requests=self.requests,
+            seed=scenario.seed,
         )
 
-    def send(self, requests: list[int]) -> None:
-        """Put requests into the inbox, in the order they will arrive."""
-        state = self.memory.state[0]
-        tail = int(state["inbox_tail"])
-        self.memory.inbox[tail : tail + len(requests)] = requests
-        state["inbox_tail"] = tail + len(requests)
+    def _report_progress(self) -> None:
+        self._on_progress(sum(replica.done for replica in self.replicas))
 
-    def advance(self, until_s: float) -> None:
-        """Run the steps that start before ``until_s``."""
-        while advance(self.memory, *self._tables, until_s) == PAUSED:
-            self.flush()
-            self._on_pause()
-        if self._check:
-            check_memory(self.memory, self.engine)
-        self._on_pause()
-
-    def flush(self) -> None:
-        """Hand on the step records that are in the buffer."""
-        logged = int(self.memory.state["logged"][0])
-        if self._on_steps is not None and logged:
-            self._on_steps(self.number, self.memory.steps[:logged])
-        self.memory.state["logged"] = 0
+    # Open loop
 
     def serve_arrivals(self) -> Wait:
-        """Open loop: take each bundle of arrivals and run up to the first of the next bundle."""
+        """Window by window: report, route, run, until the last request has ended."""
         until_s = 0.0
         while until_s < math.inf:
-            requests, until_s = yield self.mail
-            self.mail = self.env.event()
-            self.send(requests)
-            self.advance(until_s)
+            if self._router.uses_load:
+                self._read_reports()
+                until_s = self._next_report_s()
+                self._route(int(np.searchsorted(self._arrival_s, until_s)))
+            else:
+                last = self._routed + _BUNDLE * len(self.replicas)
+                until_s = float(self._arrival_s[last]) if last < self._arriving.size else math.inf
+                self._route(last)
+            for replica in self.replicas:
+                replica.advance(until_s)
+            self._report_progress()
+            if until_s < math.inf:
+                yield self.env.timeout(until_s - self.env.now)
 
-    def serve_clients(self, clients: int, requests: list[int]) -> Wait:
-        """Closed loop: ``clients`` send ``requests`` in order, each when its last one ended."""
+    def _next_report_s(self) -> float:
+        """The next report that anybody reads: the last one before the next arrival's window."""
+        if self._routed == self._arriving.size:
+            return math.inf
+        interval_s = self.scenario.fleet.report_interval_s
+        reports = math.floor(self.env.now / interval_s) + 1
+        if reports * interval_s <= self.env.now:  # rounding
+            reports += 1
+        next_s = float(self._arrival_s[self._routed])
+        return max(reports, math.floor(next_s / interval_s)) * interval_s
+
+    def _read_reports(self) -> None:
+        for replica in self.replicas:
+            left = replica.left_by(self.env.now)
+            self._view.in_flight[replica.number] = replica.sent - left
+
+    def _route(self, last: int) -> None:
+        """Send the arrivals up to the ``last``, exclusive."""
+        first = self._routed
+        self._routed = min(last, self._arriving.size)
+        bags: list[list[int]] = [[] for _ in self.replicas]
+        for r in self._arriving[first : self._routed].tolist():
+            chosen = self._router.pick(r)
+            self._view.in_flight[chosen] += 1
+            bags[chosen].append(r)
+        for replica, bag in zip(self.replicas, bags, strict=True):
+            if bag:
+                replica.send(bag)
+
+    # Closed loop
+
+    def serve_clients(self, clients: int) -> Wait:
+        """Each client stays with one replica and sends its next request when its last one ended."""
+        self.requests["arrival_s"] = np.nan  # until a client sends it
         yield self.env.timeout(0.0)
-        self.send(requests)
-        release(self.memory, clients)
-        self.advance(math.inf)
-
-
-def _send_arrivals(
-    env: simpy.Environment, replicas: list[Replica], admitted: list[int], arrival_s: list[float]
-) -> Wait:
-    """The round-robin router: request i of those admitted goes to replica i modulo their number."""
-    for first in range(0, len(admitted), _BUNDLE):
-        bundle = admitted[first : first + _BUNDLE]
-        yield env.timeout(max(0.0, arrival_s[bundle[0]] - env.now))
-        rest = admitted[first + _BUNDLE :][:1]
-        until_s = arrival_s[rest[0]] if rest else math.inf
-        for i, replica in enumerate(replicas):
-            offset = (i - first) % len(replicas)
-            replica.mail.succeed((bundle[offset :: len(replicas)], until_s))
+        for i, replica in enumerate(self.replicas):
+            replica.send(self._arriving[i :: len(self.replicas)].tolist())
+            replica.release(len(range(i, clients, len(self.replicas))))
+            replica.advance(math.inf)
+            self._report_progress()
 
 
 def simulate(
@@ -150,43 +139,24 @@ def simulate(
     end. ``check`` verifies the conservation laws after every macro-step and raises
     ``AssertionError`` where one fails. Ctrl-C returns the outcome so far, marked as interrupted.
     """
-    requests = request_records(scenario)
-    env = simpy.Environment()
-    replicas: list[Replica] = []
-
-    def on_pause() -> None:
-        if on_progress is not None:
-            on_progress(sum(int(replica.memory.state["done"][0]) for replica in replicas))
-
-    for number in range(scenario.replicas):
-        replicas.append(
-            Replica(
-                scenario, requests, number, env, on_steps=on_steps, on_pause=on_pause, check=check
-            )
-        )
-    begin_requests(replicas[0].memory, replicas[0].engine, replicas[0].acceptance)
-    admitted = np.flatnonzero(requests["status"] != REJECTED).tolist()
-    if scenario.concurrency is None:
-        env.process(_send_arrivals(env, replicas, admitted, requests["arrival_s"].tolist()))
-        for replica in replicas:
-            env.process(replica.serve_arrivals())
-    else:
-        requests["arrival_s"] = np.nan  # until a client sends it
-        for i, replica in enumerate(replicas):
-            clients = len(range(i, scenario.concurrency, len(replicas)))
-            env.process(replica.serve_clients(clients, admitted[i :: len(replicas)]))
+    fleet = Fleet(
+        scenario, on_steps=on_steps, on_progress=on_progress or (lambda done: None), check=check
+    )
+    clients = scenario.concurrency
+    fleet.env.process(fleet.serve_arrivals() if clients is None else fleet.serve_clients(clients))
     interrupted = False
     try:
-        env.run()
+        fleet.env.run()
     except KeyboardInterrupt:
         interrupted = True
-    for replica in replicas:
+    for replica in fleet.replicas:
         replica.flush()
+    requests = fleet.requests
     cut = requests["output_limit"] < scenario.trace.output_tokens
     requests["status"][cut & (requests["status"] == COMPLETED)] = TRUNCATED
     return Outcome(
         scenario=scenario,
         requests=requests,
-        memories=tuple(replica.memory for replica in replicas),
+        memories=tuple(replica.memory for replica in fleet.replicas),
         interrupted=interrupted,
     )

@@ -23,6 +23,7 @@ STEP_NAMES = ("prefill", "decode", "mixed")
 
 _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("arrival_s", np.float64),
+    ("ready_s", np.float64),
     ("first_token_s", np.float64),
     ("finish_s", np.float64),
     ("last_emit_s", np.float64),
@@ -43,12 +44,15 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("slot", np.int32),
     ("domain", np.int32),
     ("retractions", np.int32),
+    ("retries", np.int32),
     ("status", np.int8),
 ]
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
-"""``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
+"""``ready_s`` when its replica may queue it, ``arrival_s`` unless it was sent again;
+``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
 prefill before (again) decoding; ``history`` decode rounds since admission; ``verified`` draft
-tokens computed by the target and ``accepted`` of them committed."""
+tokens computed by the target and ``accepted`` of them committed; ``retries`` times it was sent
+again because its replica failed."""
 
 STATE = np.dtype(
     [
@@ -69,6 +73,7 @@ STATE = np.dtype(
         ("chunked", np.int64),
         ("batch_full", np.int64),
         ("done", np.int64),
+        ("left_before", np.int64),
         ("logged", np.int64),
         ("steps", np.int64),
         ("decode_steps", np.int64),
@@ -84,7 +89,9 @@ STATE = np.dtype(
     ],
     align=True,
 )
-"""``chunked`` is the request whose prefill continues, -1 for none; ``least_tokens`` and
+"""``chunked`` is the request whose prefill continues, -1 for none; ``left_before`` counts the
+requests that had left the replica when its last step began, which is all that a router may know
+while that step runs; ``least_tokens`` and
 ``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch."""
 
 BLOCK = np.dtype(
@@ -149,9 +156,10 @@ class Memory(NamedTuple):
     requests: Records
     """[N] REQUEST; replicas of one fleet share this array, each touching its own rows."""
     inbox: npt.NDArray[np.int64]
-    """[N] requests sent to this replica, in order; those before ``inbox_head`` have arrived."""
+    """Requests sent to this replica, by ``ready_s``; those before ``inbox_head`` are queued. The
+    host makes it longer when it must."""
     queue: npt.NDArray[np.int64]
-    """[N + 1] ring buffer of waiting request numbers."""
+    """Ring buffer of waiting request numbers, with room for all that the replica holds."""
     running: npt.NDArray[np.int64]
     """[max_running] request numbers in batch order."""
     free_slots: npt.NDArray[np.int32]
@@ -205,8 +213,8 @@ def make_memory(
     return Memory(
         state=state,
         requests=requests,
-        inbox=np.zeros(requests.size, np.int64),
-        queue=np.zeros(requests.size + 1, np.int64),
+        inbox=np.zeros(0, np.int64),
+        queue=np.zeros(1, np.int64),
         running=np.zeros(running, np.int64),
         free_slots=np.arange(running, dtype=np.int32)[::-1].copy(),
         ring=np.zeros((running, engine.lag_steps + 1, gamma)),

@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
+from simulator.fleet_config import ROUTERS
 from simulator.metrics import paired_difference
 from simulator.report import format_table, format_verdicts
 from simulator.results import ResultFolder
@@ -39,7 +41,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
     parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
-    parser.add_argument("--replicas", type=int, help="replicas behind a round-robin router")
+    parser.add_argument("--replicas", type=int, help="replicas behind one router")
+    parser.add_argument("--router", metavar="NAME", help=f"{', '.join(ROUTERS)}")
     parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
     parser.add_argument(
         "--concurrency",
@@ -51,7 +54,7 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, help="of acceptance and confidences")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
-    parser.add_argument("--config", metavar="FILE", help="JSON with these settings and 'engine'")
+    parser.add_argument("--config", metavar="FILE", help="JSON with these, 'engine', 'fleet'")
     parser.add_argument("--check", action="store_true", help="verify conservation laws too")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser
@@ -73,8 +76,10 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
         raise ValueError("no trace given; name one, for example traces/chat.jsonl")
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+    fleet = arguments.router and replace(config.fleet, router=arguments.router)
     return with_flags(
         config,
+        fleet=fleet,
         trace=arguments.trace,
         policies=arguments.policy and tuple(arguments.policy),
         cost_model=arguments.cost_model,

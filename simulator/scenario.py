@@ -17,6 +17,7 @@ from sglang_dspark.core.planner import compile_policy
 from sglang_dspark.core.policy import PolicyFile
 from simulator.acceptance import AcceptanceProfile
 from simulator.config import REQUEST_MARGIN_TOKENS, EngineConfig
+from simulator.fleet_config import FleetConfig
 from simulator.layout import REJECTED, REQUEST, Engine, Memory, Records
 from traces import Trace
 
@@ -38,7 +39,9 @@ class Scenario:
     belief: CostModel | None = None
     """Cost model the policy plans with; None means the true one."""
     replicas: int = 1
-    """Replicas behind a round-robin router."""
+    """Replicas behind one router."""
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """How requests reach the replicas."""
     rate_factor: float = 1.0
     """Arrivals come this many times as fast as in the trace."""
     concurrency: int | None = None
@@ -55,6 +58,11 @@ class Scenario:
             raise ValueError(f"rate factor {self.rate_factor} must be a finite number above 0")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"concurrency {self.concurrency} must be at least 1")
+        if self.concurrency is not None and self.fleet.router != "round-robin":
+            raise ValueError(
+                f"concurrency {self.concurrency} with router {self.fleet.router!r}: the clients of "
+                "a closed loop stay with one replica; use round-robin or replay the arrivals"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} must be between 0 and 2^63 - 1")
 
@@ -115,6 +123,7 @@ def request_records(scenario: Scenario) -> Records:
     most = pool - REQUEST_MARGIN_TOKENS - 2 * scenario.engine.page_size
     requests = np.zeros(len(trace), REQUEST)
     requests["arrival_s"] = (trace.arrival_s - trace.arrival_s[0]) / scenario.rate_factor
+    requests["ready_s"] = requests["arrival_s"]
     for name in ("first_token_s", "finish_s", "last_emit_s"):
         requests[name] = np.nan
     requests["prompt_tokens"] = trace.prompt_tokens

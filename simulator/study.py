@@ -21,6 +21,7 @@ import numpy as np
 
 from sglang_dspark.core.policy import NoSpeculation, PolicyFile
 from simulator.fleet import simulate
+from simulator.fleet_config import FleetConfig
 from simulator.layout import Records
 from simulator.metrics import is_finished, measure
 from simulator.results import ResultFolder, requests_table, steps_table
@@ -73,7 +74,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     )
     if clients < 25:
         return None
-    full = dataclasses.replace(scenario, concurrency=clients, step_capacity=0)
+    full = dataclasses.replace(scenario, concurrency=clients, fleet=FleetConfig(), step_capacity=0)
     outcome = simulate(full)
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -164,6 +165,8 @@ def warm_up(scenario: Scenario) -> None:
             policy=PolicyFile(policy=NoSpeculation()),
             belief=None,
             concurrency=None,
+            replicas=1,
+            fleet=FleetConfig(),
         )
     )
 
