@@ -204,19 +204,15 @@ def make_memory(
 ) -> Memory:
     """An empty replica."""
     state = np.zeros(1, STATE)
-    state["free_pages"] = engine.pool_pages
-    state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
-    state["new_token_ratio"] = engine.first_new_token_ratio
-    state["last_decode_s"] = -1.0
     state["least_tokens"] = np.iinfo(np.int64).max
     running = engine.max_running
-    return Memory(
+    memory = Memory(
         state=state,
         requests=requests,
         inbox=np.zeros(0, np.int64),
         queue=np.zeros(1, np.int64),
         running=np.zeros(running, np.int64),
-        free_slots=np.arange(running, dtype=np.int32)[::-1].copy(),
+        free_slots=np.zeros(running, np.int32),
         ring=np.zeros((running, engine.lag_steps + 1, gamma)),
         prefix_offsets=prefix_offsets,
         prefix_blocks=prefix_blocks,
@@ -231,3 +227,21 @@ def make_memory(
         batch=np.zeros(running + 1, np.int64),
         batch_tokens=np.zeros(running + 1, np.int64),
     )
+    clear_memory(memory, engine)
+    return memory
+
+
+def clear_memory(memory: Memory, engine: Engine) -> None:
+    """Drop all requests and all KV, as a restart does; clock, counters and step log stay."""
+    state = memory.state
+    for name in (
+        "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
+        "running", "batch_full",
+    ):  # fmt: skip
+        state[name] = 0
+    state["free_pages"] = engine.pool_pages
+    state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
+    state["new_token_ratio"] = engine.first_new_token_ratio
+    state["last_decode_s"] = -1.0
+    memory.free_slots[:] = np.arange(engine.max_running)[::-1]
+    memory.blocks[:] = 0

@@ -104,6 +104,7 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "requests_in_system_mean": _ratio(float(in_system_s), duration_s),
         "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
         "retractions": int(state["retractions"].sum()),
+        "retried": int((requests["retries"] > 0).sum()),
     }
 
 

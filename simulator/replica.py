@@ -15,7 +15,7 @@ from sglang_dspark.core.decide import make_workspace
 from sglang_dspark.core.planner import Planner
 from simulator.kernel import PAUSED, advance, release
 from simulator.laws import check_memory
-from simulator.layout import Engine, Memory, Records, make_memory
+from simulator.layout import Engine, Memory, Records, clear_memory, make_memory
 from simulator.scenario import Scenario
 
 StepSink = Callable[[int, Records], None]
@@ -66,6 +66,8 @@ class Replica:
         self.number = number
         self.sent = 0
         """Requests ever sent to it."""
+        self.lost = 0
+        """Requests it held when it failed, over all its failures."""
         self.engine = tables.engine
         self.memory: Memory = make_memory(
             requests=requests,
@@ -89,18 +91,23 @@ class Replica:
         return int(self._state["done"])
 
     @property
+    def now_s(self) -> float:
+        """The end of its last step, which may be beyond the time it was advanced to."""
+        return float(self._state["now_s"])
+
+    @property
     def held(self) -> int:
         """Requests sent to it that have not left it."""
-        return self.sent - self.done
+        return self.sent - self.done - self.lost
 
     def left_by(self, time_s: float) -> int:
         """Requests that had left it by ``time_s``, up to which it has been advanced.
 
         A step that still runs then has shown nothing yet.
         """
-        if float(self._state["now_s"]) <= time_s:
-            return self.done
-        return int(self._state["left_before"])
+        if self.now_s <= time_s:
+            return self.done + self.lost
+        return int(self._state["left_before"]) + self.lost
 
     def send(self, requests: Sequence[int]) -> None:
         """Put requests into the inbox, which stays in the order of ``ready_s``."""
@@ -127,13 +134,28 @@ class Replica:
         places = int(self._state["queue_head"]) + np.arange(int(self._state["queued"]))
         return self.memory.queue[places % self.memory.queue.size]
 
+    def holdings(self) -> list[int]:
+        """The requests it holds: running, in a chunked prefill, waiting, not yet ready."""
+        state, memory = self._state, self.memory
+        chunked = [int(state["chunked"])] if state["chunked"] >= 0 else []
+        inbox = memory.inbox[state["inbox_head"] : state["inbox_tail"]]
+        running = memory.running[: state["running"]]
+        return [*running.tolist(), *chunked, *self.queued().tolist(), *inbox.tolist()]
+
+    def fail(self) -> list[int]:
+        """Lose all requests and all KV; returns what it held."""
+        lost = self.holdings()
+        self.lost += len(lost)
+        clear_memory(self.memory, self.engine)
+        return lost
+
     def release(self, clients: int) -> None:
         """Closed loop: ``clients`` send their first request now."""
         release(self.memory, clients)
 
     def advance(self, until_s: float) -> None:
         """Run the steps that start before ``until_s``."""
-        if self.held == 0 or float(self._state["now_s"]) >= until_s:
+        if self.held == 0 or self.now_s >= until_s:
             return
         while advance(self.memory, *self._tables, until_s) == PAUSED:
             self.flush()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -58,13 +58,25 @@ class Scenario:
             raise ValueError(f"rate factor {self.rate_factor} must be a finite number above 0")
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"concurrency {self.concurrency} must be at least 1")
-        if self.concurrency is not None and self.fleet.router != "round-robin":
-            raise ValueError(
-                f"concurrency {self.concurrency} with router {self.fleet.router!r}: the clients of "
-                "a closed loop stay with one replica; use round-robin or replay the arrivals"
-            )
+        self._check_fleet()
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} must be between 0 and 2^63 - 1")
+
+    def _check_fleet(self) -> None:
+        fleet = self.fleet
+        if self.concurrency is not None and fleet != FleetConfig():
+            default = asdict(FleetConfig())
+            name = next(key for key, value in asdict(fleet).items() if value != default[key])
+            raise ValueError(
+                f"concurrency {self.concurrency} with fleet.{name}: the clients of a closed loop "
+                "stay with one replica; drop one of the two"
+            )
+        for failure in fleet.failures.at if fleet.failures else ():
+            if failure.replica >= self.replicas:
+                raise ValueError(
+                    f"fleet: failure of replica {failure.replica}, but the last of "
+                    f"{self.replicas} replicas is {self.replicas - 1}"
+                )
 
     def check(self) -> None:
         """Raise ``ValueError`` on parts that do not fit each other, before anything runs."""

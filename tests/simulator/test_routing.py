@@ -194,5 +194,5 @@ def test_a_wrong_setting_is_refused_in_one_sentence(settings_: Any, words: str) 
 
 @pytest.mark.example
 def test_a_closed_loop_has_no_use_for_another_router() -> None:
-    with pytest.raises(ValueError, match="clients of a closed loop stay with one replica"):
+    with pytest.raises(ValueError, match=r"fleet.router: the clients of a closed loop"):
         scenario("none", trace(2), concurrency=2, fleet=FleetConfig(router="least-loaded"))
