@@ -7,7 +7,6 @@ another, and each runs its kernel to the window's end. Knows no files and prints
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable, Generator
 from typing import Any
@@ -15,14 +14,16 @@ from typing import Any
 import numpy as np
 import simpy
 
+from simulator.autoscale import keep_scaled
 from simulator.decode import begin_requests
 from simulator.failures import failure_gaps_s, start_again
 from simulator.fleet_config import FailureConfig
 from simulator.laws import check_accounts
 from simulator.layout import COMPLETED, REJECTED, TRUNCATED
-from simulator.replica import Replica, ReplicaTables, StepSink
-from simulator.routing import View, make_router
+from simulator.pools import Pool
+from simulator.replica import AWAY, DRAINING, UP, Replica, ReplicaTables, StepSink
 from simulator.scenario import Outcome, Scenario, request_records
+from simulator.stage import Stage
 
 Progress = Callable[[int], None]
 Wait = Generator[simpy.Event, Any, None]
@@ -42,34 +43,39 @@ class Fleet:
         self.env = simpy.Environment()
         self.requests = request_records(scenario)
         self._on_progress = on_progress
-        tables = ReplicaTables(scenario)
-        self.replicas = [
-            Replica(
-                scenario, tables, self.requests, number,
-                on_steps=on_steps, on_pause=self._report_progress, check=check,
-            )
-            for number in range(scenario.replicas)
-        ]  # fmt: skip
-        begin_requests(self.replicas[0].memory, tables.engine, tables.acceptance)
-        self._acceptance = tables.acceptance
         self._check = check
+        self.replicas: list[Replica] = []
+        self._pools: list[tuple[Pool, list[Replica]]] = []
+        for pool in scenario.pools:
+            tables = ReplicaTables(scenario, pool)
+            members = [
+                Replica(
+                    scenario, tables, self.requests, len(self.replicas) + i,
+                    on_steps=on_steps, on_pause=self._report_progress, check=check,
+                )
+                for i in range(pool.most)
+            ]  # fmt: skip
+            self.replicas += members
+            self._pools.append((pool, members))
+        self._acceptance = tables.acceptance
+        begin_requests(self.replicas[0].memory, self.replicas[0].engine, self._acceptance)
         self._arriving = np.flatnonzero(self.requests["status"] != REJECTED)
         """Requests in order of arrival."""
         self._arrival_s = self.requests["arrival_s"][self._arriving].copy()
         self._arrived = 0
         """How many of them have reached the router."""
-        self._waiting: list[int] = []
-        """At the router: sent again, or without an open replica when they arrived."""
         self._given_up: list[int] = []
         self._next_report_s = 0.0
-        self._view = View(open=list(range(scenario.replicas)), in_flight=[0] * scenario.replicas)
-        self._router = make_router(
-            scenario.fleet.router,
-            self._view,
+        self._entry = Stage(
+            self.replicas,
+            router=scenario.fleet.router,
             trace=scenario.trace,
             requests=self.requests,
             seed=scenario.seed,
         )
+        for pool, members in self._pools:
+            for replica in members[: pool.replicas]:
+                self._entry.open(replica, 0.0)
 
     def _report_progress(self) -> None:
         self._on_progress(sum(replica.done for replica in self.replicas))
@@ -84,6 +90,9 @@ class Fleet:
             for listed in failures.at:
                 replica = self.replicas[listed.replica]
                 self.env.process(self._break_down_at(replica, failures, listed.at_s))
+        for pool, members in self._pools:
+            if pool.autoscale:
+                self.env.process(keep_scaled(self.env, self._entry, members, pool.autoscale))
         return self.env.process(self._serve_arrivals())
 
     def _serve_arrivals(self) -> Wait:
@@ -92,12 +101,13 @@ class Fleet:
         while sum(replica.done for replica in self.replicas) + len(self._given_up) < (
             self._arriving.size
         ):
-            if self._router.uses_load and now_s >= self._next_report_s:
+            if self._entry.router.uses_load and now_s >= self._next_report_s:
                 self._read_reports(now_s)
             until_s, arrived = self._window()
-            self._route(now_s, arrived)
-            for replica in self.replicas:
-                replica.advance(until_s)
+            self._entry.waiting += self._arriving[self._arrived : arrived].tolist()
+            self._arrived = max(self._arrived, min(arrived, self._arriving.size))
+            self._entry.route(now_s)
+            self._entry.advance(until_s)
             self._report_progress()
             if self._check:
                 check_accounts(self.requests, self._places())
@@ -114,7 +124,7 @@ class Fleet:
         """
         until_s = self.env.peek()
         last = self._arrived + _BUNDLE * len(self.replicas)
-        if self._router.uses_load:
+        if self._entry.router.uses_load:
             until_s = min(until_s, self._next_report_s)
         elif last < self._arriving.size and self._arrival_s[last] <= until_s:
             return float(self._arrival_s[last]), last
@@ -122,8 +132,7 @@ class Fleet:
 
     def _read_reports(self, now_s: float) -> None:
         """Note every replica's load, and when to do so again."""
-        for replica in self.replicas:
-            self._view.in_flight[replica.number] = replica.sent - replica.left_by(now_s)
+        self._entry.read_reports(now_s)
         # Reports that nobody would read before the next one are not waited for.
         next_s = self.env.peek()
         if self._arrived < self._arriving.size:
@@ -137,28 +146,10 @@ class Fleet:
             reports += 1
         self._next_report_s = max(reports, math.floor(next_s / interval_s)) * interval_s
 
-    def _route(self, now_s: float, arrived: int) -> None:
-        """Send who waits at the router, and the arrivals up to number ``arrived``, exclusive."""
-        due = self._waiting + self._arriving[self._arrived : arrived].tolist()
-        self._arrived = max(self._arrived, min(arrived, self._arriving.size))
-        self._waiting = [] if self._view.open else due
-        if not self._view.open or not due:
-            return
-        ready_s = self.requests["ready_s"]
-        bags: dict[int, list[int]] = {}
-        for r in due:
-            if ready_s[r] < now_s:
-                ready_s[r] = now_s
-            chosen = self._router.pick(r)
-            self._view.in_flight[chosen] += 1
-            bags.setdefault(chosen, []).append(r)
-        for number, bag in bags.items():
-            self.replicas[number].send(bag)
-
     def _places(self) -> dict[str, list[int]]:
         """Where every request is that has not ended."""
         places = {f"replica {replica.number}": replica.holdings() for replica in self.replicas}
-        places["router"] = self._waiting
+        places["router"] = self._entry.waiting
         places["to come"] = self._arriving[self._arrived :].tolist()
         places["given up"] = self._given_up
         return places
@@ -166,33 +157,30 @@ class Fleet:
     # Failures
 
     def _break_down(self, replica: Replica, failures: FailureConfig) -> Wait:
+        # Exponential gaps have no memory: those that strike an absent replica change nothing.
         for gap_s in failure_gaps_s(failures, self.scenario.seed, replica.number):
-            yield self.env.timeout(gap_s)
-            yield from self._fail(replica, failures)
+            yield from self._break_down_at(replica, failures, gap_s)
 
-    def _break_down_at(self, replica: Replica, failures: FailureConfig, at_s: float) -> Wait:
-        yield self.env.timeout(at_s)
-        if replica.number in self._view.open:
-            yield from self._fail(replica, failures)
-
-    def _fail(self, replica: Replica, failures: FailureConfig) -> Wait:
+    def _break_down_at(self, replica: Replica, failures: FailureConfig, after_s: float) -> Wait:
         """The replica loses all it holds and is away until its restart.
 
         The step that runs at the time of the failure still counts: the replica dies at its end.
         """
-        lost = replica.fail()
+        yield self.env.timeout(after_s)
+        if replica.phase not in (UP, DRAINING):
+            return
+        lost = self._entry.fail(replica, self.env.now)
+        change = replica.changes
         ready_s = max(self.env.now, replica.now_s)
         for r in sorted(lost):
             if self.requests["retries"][r] == failures.most_retries:
                 self._given_up.append(r)
                 continue
             start_again(self.requests, r, self._acceptance, self.scenario.seed, ready_s=ready_s)
-            self._waiting.append(r)
-        self._router.forget(replica.number)
-        self._view.open.remove(replica.number)
+            self._entry.waiting.append(r)
         yield self.env.timeout(failures.restart_s)
-        self._view.in_flight[replica.number] = 0
-        bisect.insort(self._view.open, replica.number)
+        if replica.phase == AWAY and replica.changes == change:  # else it was let go
+            self._entry.open(replica, self.env.now)
 
     # Closed loop
 
@@ -240,5 +228,6 @@ def simulate(
         scenario=scenario,
         requests=requests,
         memories=tuple(replica.memory for replica in fleet.replicas),
+        spans=tuple(tuple(replica.spans) for replica in fleet.replicas),
         interrupted=interrupted,
     )

@@ -10,6 +10,8 @@ import difflib
 import math
 from dataclasses import dataclass
 
+from simulator.config import EngineConfig
+
 ROUTERS = ("round-robin", "least-loaded", "power-of-two", "prefix-affine")
 
 
@@ -69,6 +71,58 @@ class FailureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoscaleConfig:
+    """How many replicas a pool holds at a time.
+
+    Every ``interval_s`` it wants enough replicas for ``target_in_flight`` requests each, and has
+    the most that it wanted within the last ``stabilisation_s`` (the rule of Kubernetes' horizontal
+    autoscaler). A replica that is no longer wanted finishes what it holds.
+    """
+
+    target_in_flight: float
+    """Requests in flight, waiting ones included, that one replica should have."""
+    most: int
+    """Replicas at most."""
+    least: int = 1
+    """Replicas at least."""
+    startup_s: float
+    """Seconds from the decision until a new replica takes requests; its GPUs are paid for."""
+    interval_s: float = 15.0
+    """Seconds between two decisions."""
+    stabilisation_s: float = 300.0
+    """A replica goes only after it was not wanted for so long."""
+
+    def __post_init__(self) -> None:
+        check_number("target_in_flight", self.target_in_flight)
+        check_number("startup_s", self.startup_s, above=False)
+        check_number("interval_s", self.interval_s)
+        check_number("stabilisation_s", self.stabilisation_s, above=False)
+        if not 1 <= self.least <= self.most:
+            raise ValueError(
+                f"fleet: autoscale between {self.least} and {self.most} replicas; least must be at "
+                "least 1 and most no less"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """Equal replicas."""
+
+    replicas: int | None = None
+    """Replicas at the start; None takes the scenario's count, which one pool may."""
+    cost_model: str | None = None
+    """Name or file of their cost model; None takes the scenario's."""
+    engine: EngineConfig | None = None
+    """Their settings; None takes the scenario's."""
+    autoscale: AutoscaleConfig | None = None
+    """None: the number of replicas stays."""
+
+    def __post_init__(self) -> None:
+        if self.replicas is not None and self.replicas < 1:
+            raise ValueError(f"fleet: a pool of {self.replicas} replicas must have at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FleetConfig:
     """How several replicas share the traffic. The default is a plain round-robin router."""
 
@@ -79,7 +133,18 @@ class FleetConfig:
 
     failures: FailureConfig | None = None
     """None: no replica ever fails."""
+    pools: tuple[PoolConfig, ...] = ()
+    """Unequal or scaled replicas; none given is one pool of the scenario's replicas."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether all replicas are equal and always there."""
+        return self.failures is None and not self.pools
 
     def __post_init__(self) -> None:
         check_router("router", self.router, ROUTERS)
         check_number("report_interval_s", self.report_interval_s)
+        if sum(pool.replicas is None for pool in self.pools) > 1:
+            raise ValueError(
+                "fleet: several pools without 'replicas'; at most one takes the scenario's count"
+            )

@@ -72,6 +72,7 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
     start_s = float(np.nanmin(requests["arrival_s"]))
     end_s = float(state["now_s"].max())
     duration_s = end_s - start_s
+    replica_s = _replica_seconds(outcome, start_s, end_s)
     itl = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
     lengths = np.sum([memory.length_counts for memory in outcome.memories], axis=0)
     request_steps = int(state["request_steps"].sum())
@@ -100,12 +101,38 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "verified_by_length": lengths[0].tolist(),
         "accepted_by_length": lengths[1].tolist(),
         "steps": int(state["steps"].sum()),
-        "utilisation": _ratio(float(state["busy_s"].sum()), duration_s * len(state)),
+        "utilisation": _ratio(float(state["busy_s"].sum()), float(replica_s.sum())),
         "requests_in_system_mean": _ratio(float(in_system_s), duration_s),
         "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
         "retractions": int(state["retractions"].sum()),
         "retried": int((requests["retries"] > 0).sum()),
+        "replicas_mean": _ratio(float(replica_s.sum()), duration_s),
+        "replicas_most": _most_at_once(outcome),
+        "gpu_hours": round(float((replica_s * _gpus(outcome)).sum()) / 3600, 6),
     }
+
+
+def _replica_seconds(outcome: Outcome, start_s: float, end_s: float) -> Floats:
+    """[replicas] seconds between start and end in which each was paid for."""
+    return np.array(
+        [
+            sum(max(0.0, min(to, end_s) - max(since, start_s)) for since, to in spans)
+            for spans in outcome.spans
+        ]
+    )
+
+
+def _most_at_once(outcome: Outcome) -> int:
+    """Most replicas paid for at one time; one that goes when another starts is not counted."""
+    changes = [(since, 1) for spans in outcome.spans for since, _ in spans]
+    changes += [(to, -1) for spans in outcome.spans for _, to in spans]
+    return int(np.cumsum([change for _, change in sorted(changes)]).max())
+
+
+def _gpus(outcome: Outcome) -> Floats:
+    """[replicas] GPUs of each."""
+    pools = outcome.scenario.pools
+    return np.repeat([float(pool.cost_model.gpus) for pool in pools], [p.most for p in pools])
 
 
 def _itl_ms(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:

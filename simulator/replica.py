@@ -16,7 +16,11 @@ from sglang_dspark.core.planner import Planner
 from simulator.kernel import PAUSED, advance, release
 from simulator.laws import check_memory
 from simulator.layout import Engine, Memory, Records, clear_memory, make_memory
+from simulator.pools import Pool
 from simulator.scenario import Scenario
+
+OFF, STARTING, UP, AWAY, DRAINING = range(5)
+"""Phases of a replica: away after a failure; a draining one takes no new requests."""
 
 StepSink = Callable[[int, Records], None]
 
@@ -24,21 +28,21 @@ StepSink = Callable[[int, Records], None]
 class ReplicaTables:
     """What all replicas of one kind read and none writes; made once, however many there are."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, pool: Pool) -> None:
         gamma = scenario.acceptance.gamma
-        most = scenario.engine.max_running_requests
+        most = pool.engine.max_running_requests
         planner = Planner(
             policy=scenario.policy.policy,
-            cost_model=scenario.belief or scenario.cost_model,
+            cost_model=scenario.belief or pool.cost_model,
             gamma=gamma,
             max_requests=most,
             calibration=scenario.policy.calibration,
         )
-        self.engine: Engine = scenario.compiled_engine()
+        self.engine: Engine = scenario.compiled_engine(pool)
         self.acceptance = scenario.acceptance.tables(scenario.trace.domain_names)
         self.arguments = (
             self.engine,
-            scenario.cost_model.tables(most * (gamma + 1), most),
+            pool.cost_model.tables(most * (gamma + 1), most),
             planner.costs,
             self.acceptance,
             planner.policy_tables,
@@ -64,6 +68,11 @@ class Replica:
     ) -> None:
         trace, gamma = scenario.trace, scenario.acceptance.gamma
         self.number = number
+        self.phase = OFF
+        self.changes = 0
+        """Times its phase changed, so that a delayed event can tell whether it still holds."""
+        self.spans: list[tuple[float, float]] = []
+        """(from, to) in seconds: when it was paid for; infinite while it is."""
         self.sent = 0
         """Requests ever sent to it."""
         self.lost = 0
@@ -78,12 +87,17 @@ class Replica:
             gamma=gamma,
             step_capacity=scenario.step_capacity,
         )
-        workspace = make_workspace(scenario.engine.max_running_requests, gamma)
+        workspace = make_workspace(self.engine.max_running, gamma)
         self._tables = (*tables.arguments, workspace)
         self._state = self.memory.state[0]
         self._on_steps = on_steps
         self._on_pause = on_pause
         self._check = check
+
+    def enter(self, phase: int) -> None:
+        """Change its phase."""
+        self.phase = phase
+        self.changes += 1
 
     @property
     def done(self) -> int:

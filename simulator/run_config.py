@@ -97,6 +97,8 @@ def load_study(config: RunConfig) -> Study:
     cost_model = load_cost_model(config.cost_model)
     acceptance = load_acceptance(config.acceptance)
     trace = load_trace(config.trace)
+    named = [pool.cost_model for pool in config.fleet.pools]
+    pool_models = {name: load_cost_model(name) for name in named if name is not None}
     runs = [
         Run(
             label=label,
@@ -109,6 +111,7 @@ def load_study(config: RunConfig) -> Study:
                 engine=config.engine,
                 replicas=config.replicas,
                 fleet=config.fleet,
+                pool_models=pool_models,
                 rate_factor=config.rate,
                 concurrency=concurrency,
                 seed=config.seed,

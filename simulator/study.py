@@ -88,11 +88,13 @@ _NO_LOAD: dict[str, Any] = dict.fromkeys(("offered_req_s", "capacity_req_s", "lo
 
 
 def _load(outcome: Outcome) -> dict[str, Any]:
-    """Offered load against capacity; all None in a closed loop, which adapts to the server."""
+    """Offered load against capacity; all None in a closed loop, which adapts to the server, and
+    for a fleet whose replicas differ, fail or come and go."""
     scenario = outcome.scenario
     arrival_s = outcome.requests["arrival_s"]
     span_s = float(arrival_s.max() - arrival_s.min())
-    if scenario.concurrency is not None or span_s <= 0 or outcome.interrupted:
+    unsteady = scenario.concurrency is not None or not scenario.fleet.steady
+    if unsteady or span_s <= 0 or outcome.interrupted:
         return _NO_LOAD
     offered = (arrival_s.size - 1) / span_s
     capacity = saturated_rate(scenario)

@@ -141,7 +141,7 @@ def test_knowing_the_load_shortens_the_wait_behind_long_prompts() -> None:
 def test_a_report_shows_nothing_of_the_step_that_still_runs(times: list[float]) -> None:
     case = scenario("fixed", trace(60, rate=30.0, output_mean=10.0))
     requests = request_records(case)
-    tables = ReplicaTables(case)
+    tables = ReplicaTables(case, case.pools[0])
     replica = Replica(case, tables, requests, 0, on_steps=None, on_pause=lambda: None, check=True)
     begin_requests(replica.memory, tables.engine, tables.acceptance)
     replica.send(range(60))
@@ -164,7 +164,13 @@ def test_the_inbox_keeps_everybody_in_the_order_of_readiness(
     requests = request_records(case)
     requests["ready_s"] = np.random.default_rng(1).random(100)
     replica = Replica(
-        case, ReplicaTables(case), requests, 0, on_steps=None, on_pause=lambda: None, check=True
+        case,
+        ReplicaTables(case, case.pools[0]),
+        requests,
+        0,
+        on_steps=None,
+        on_pause=lambda: None,
+        check=True,
     )
     gone = 0
     for bag in bags:
