@@ -23,6 +23,7 @@ from simulator.layout import COMPLETED, REJECTED, TRUNCATED
 from simulator.pools import Pool
 from simulator.replica import AWAY, DRAINING, UP, Replica, ReplicaTables, StepSink
 from simulator.scenario import Outcome, Scenario, request_records
+from simulator.shedding import Shedder
 from simulator.stage import Stage
 
 Progress = Callable[[int], None]
@@ -73,6 +74,14 @@ class Fleet:
             requests=self.requests,
             seed=scenario.seed,
         )
+        if scenario.fleet.shed:
+            self._entry.shedder = Shedder(
+                scenario.fleet.shed,
+                replicas=self.replicas,
+                trace=scenario.trace,
+                requests=self.requests,
+                slo=scenario.slo,
+            )
         for pool, members in self._pools:
             for replica in members[: pool.replicas]:
                 self._entry.open(replica, 0.0)
@@ -98,10 +107,8 @@ class Fleet:
     def _serve_arrivals(self) -> Wait:
         """Window by window: report, route, run, until the last request has ended."""
         now_s = 0.0
-        while sum(replica.done for replica in self.replicas) + len(self._given_up) < (
-            self._arriving.size
-        ):
-            if self._entry.router.uses_load and now_s >= self._next_report_s:
+        while self._ended() < self._arriving.size:
+            if self._entry.reads_reports and now_s >= self._next_report_s:
                 self._read_reports(now_s)
             until_s, arrived = self._window()
             self._entry.waiting += self._arriving[self._arrived : arrived].tolist()
@@ -116,6 +123,10 @@ class Fleet:
             yield self.env.timeout(max(0.0, until_s - self.env.now))
             now_s = until_s
 
+    def _ended(self) -> int:
+        shed = self._entry.shedder.shed if self._entry.shedder else ()
+        return sum(replica.done for replica in self.replicas) + len(self._given_up) + len(shed)
+
     def _window(self) -> tuple[float, int]:
         """(end, arrivals by then): nothing but these arrivals may touch a replica before the end.
 
@@ -124,7 +135,7 @@ class Fleet:
         """
         until_s = self.env.peek()
         last = self._arrived + _BUNDLE * len(self.replicas)
-        if self._entry.router.uses_load:
+        if self._entry.reads_reports:
             until_s = min(until_s, self._next_report_s)
         elif last < self._arriving.size and self._arrival_s[last] <= until_s:
             return float(self._arrival_s[last]), last

@@ -123,6 +123,20 @@ class PoolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShedConfig:
+    """The router refuses requests whose TTFT bound is hopeless; ``simulator.shedding``."""
+
+    low_priority_headroom: float = 0.2
+    """Part of its bound that each priority below the trace's highest leaves to those above."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_priority_headroom < 1:
+            raise ValueError(
+                f"fleet: low_priority_headroom {self.low_priority_headroom} must lie in [0, 1)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FleetConfig:
     """How several replicas share the traffic. The default is a plain round-robin router."""
 
@@ -133,6 +147,8 @@ class FleetConfig:
 
     failures: FailureConfig | None = None
     """None: no replica ever fails."""
+    shed: ShedConfig | None = None
+    """None: no request is refused for its wait."""
     pools: tuple[PoolConfig, ...] = ()
     """Unequal or scaled replicas; none given is one pool of the scenario's replicas."""
 

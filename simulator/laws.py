@@ -15,6 +15,7 @@ from simulator.layout import (
     PREFILLING,
     REJECTED,
     RUNNING,
+    SHED,
     STATUS_NAMES,
     Engine,
     Memory,
@@ -53,6 +54,15 @@ def check_memory(memory: Memory, engine: Engine) -> None:
         assert memory.requests["kv_len"][r] == held, (
             f"request {r}: {memory.requests['kv_len'][r]} KV tokens for {held} known tokens"
         )
+    places = (int(state["queue_head"]) + np.arange(state["queued"])) % memory.queue.size
+    rows = memory.requests[memory.queue[places]]
+    waiting = int(rows["prompt_tokens"].sum() + rows["generated"].sum())
+    if state["chunked"] >= 0:
+        chunked = memory.requests[state["chunked"]]
+        waiting += int(chunked["prefill_end"] - chunked["kv_len"])
+    assert waiting == state["waiting_tokens"], (
+        f"{waiting} tokens wait, {state['waiting_tokens']} are counted"
+    )
     if state["chunked"] >= 0:
         assert memory.requests["status"][state["chunked"]] == PREFILLING, (
             "chunked is not prefilling"
@@ -61,7 +71,7 @@ def check_memory(memory: Memory, engine: Engine) -> None:
 
 def check_accounts(requests: Records, places: Mapping[str, Collection[int]]) -> None:
     """Raise ``AssertionError`` unless each request has ended or is in exactly one of the places."""
-    count = np.isin(requests["status"], (COMPLETED, REJECTED)).astype(np.int64)
+    count = np.isin(requests["status"], (COMPLETED, REJECTED, SHED)).astype(np.int64)
     for held in places.values():
         np.add.at(count, np.fromiter(held, np.int64), 1)
     for r in np.flatnonzero(count != 1).tolist():

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 Records = npt.NDArray[np.void]
 
-WAITING, PREFILLING, RUNNING, COMPLETED, TRUNCATED, REJECTED = range(6)
-STATUS_NAMES = ("waiting", "prefilling", "running", "completed", "truncated", "rejected")
+WAITING, PREFILLING, RUNNING, COMPLETED, TRUNCATED, REJECTED, SHED = range(7)
+STATUS_NAMES = ("waiting", "prefilling", "running", "completed", "truncated", "rejected", "shed")
 """A truncated request ended early because prompt and output exceed the KV memory; only the host
 tells it from a completed one, when the run is over."""
 
@@ -69,6 +69,7 @@ STATE = np.dtype(
         ("inbox_tail", np.int64),
         ("queue_head", np.int64),
         ("queued", np.int64),
+        ("waiting_tokens", np.int64),
         ("running", np.int64),
         ("chunked", np.int64),
         ("batch_full", np.int64),
@@ -89,7 +90,8 @@ STATE = np.dtype(
     ],
     align=True,
 )
-"""``chunked`` is the request whose prefill continues, -1 for none; ``left_before`` counts the
+"""``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
+still to be prefilled or found in the cache, for it and the queue; ``left_before`` counts the
 requests that had left the replica when its last step began, which is all that a router may know
 while that step runs; ``least_tokens`` and
 ``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch."""
@@ -236,7 +238,7 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     state = memory.state
     for name in (
         "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
-        "running", "batch_full",
+        "waiting_tokens", "running", "batch_full",
     ):  # fmt: skip
         state[name] = 0
     state["free_pages"] = engine.pool_pages

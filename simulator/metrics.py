@@ -1,7 +1,7 @@
 """From a finished simulation to numbers: the formulas of ``docs/metrics.md``, nothing else.
 
 Latencies are over completed and truncated requests; attainment is over all requests sent, so that
-a rejected or unfinished one counts against it. Knows no files.
+a rejected, shed or unfinished one counts against it. Knows no files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from simulator.latency import itl_percentile_s
-from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Records
+from simulator.layout import COMPLETED, REJECTED, SHED, TRUNCATED, Records
 from simulator.scenario import Outcome
 from simulator.slo import Slo, bounds_s
 
@@ -67,8 +67,8 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
     ttft_bound, tpot_bound = bounds_s(trace, slo)
     met = finished & (times["ttft"] <= ttft_bound)
     met &= np.isnan(times["tpot"]) | (times["tpot"] <= tpot_bound)
-    sent = requests["status"] == REJECTED
-    sent |= requests["arrival_s"] <= np.nanmax(state["now_s"])
+    refused = np.isin(requests["status"], (REJECTED, SHED))
+    sent = refused | (requests["arrival_s"] <= np.nanmax(state["now_s"]))
     start_s = float(np.nanmin(requests["arrival_s"]))
     end_s = float(state["now_s"].max())
     duration_s = end_s - start_s
@@ -86,7 +86,8 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "completed": int((finished & ~truncated).sum()),
         "truncated": int(truncated.sum()),
         "rejected": int((requests["status"] == REJECTED).sum()),
-        "unfinished": int((~finished & (requests["status"] != REJECTED)).sum()),
+        "shed": int((requests["status"] == SHED).sum()),
+        "unfinished": int((~finished & ~refused).sum()),
         "duration_s": round(duration_s, 6),
         "output_tok_s": _ratio(float(requests["generated"].sum()), duration_s),
         "tok_s_user_p50": None if math.isnan(user_speed) else round(float(user_speed), 4),

@@ -39,10 +39,11 @@ class ReplicaTables:
             calibration=scenario.policy.calibration,
         )
         self.engine: Engine = scenario.compiled_engine(pool)
+        self.truth = pool.cost_model.tables(most * (gamma + 1), most)
         self.acceptance = scenario.acceptance.tables(scenario.trace.domain_names)
         self.arguments = (
             self.engine,
-            pool.cost_model.tables(most * (gamma + 1), most),
+            self.truth,
             planner.costs,
             self.acceptance,
             planner.policy_tables,
@@ -78,6 +79,8 @@ class Replica:
         self.lost = 0
         """Requests it held when it failed, over all its failures."""
         self.engine = tables.engine
+        self.truth = tables.truth
+        """Prices its steps."""
         self.memory: Memory = make_memory(
             requests=requests,
             prefix_offsets=trace.prefix_offsets,
@@ -123,12 +126,25 @@ class Replica:
             return self.done + self.lost
         return int(self._state["left_before"]) + self.lost
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Prompt tokens sent to it that are in no step yet, found in its cache or not."""
+        return int(self._state["waiting_tokens"]) + int(
+            self.memory.requests["prompt_tokens"][self._inbox()].sum()
+        )
+
+    @property
+    def computed_share(self) -> float:
+        """Part of the prompt tokens so far that it computed; the rest was in its prefix cache."""
+        computed, cached = int(self._state["prefill_tokens"]), int(self._state["cached_tokens"])
+        return computed / (computed + cached) if computed else 1.0
+
     def send(self, requests: Sequence[int]) -> None:
         """Put requests into the inbox, which stays in the order of ``ready_s``."""
         state, memory = self._state, self.memory
         self.sent += len(requests)
         new = np.asarray(requests, np.int64)
-        waiting = np.concatenate((memory.inbox[state["inbox_head"] : state["inbox_tail"]], new))
+        waiting = np.concatenate((self._inbox(), new))
         ready_s = memory.requests["ready_s"][waiting]
         if (ready_s[1:] < ready_s[:-1]).any():
             waiting = waiting[np.argsort(ready_s, kind="stable")]
@@ -143,6 +159,10 @@ class Replica:
             state["queue_head"] = 0
         self.memory = memory._replace(inbox=inbox, queue=queue)
 
+    def _inbox(self) -> npt.NDArray[np.int64]:
+        state = self._state
+        return self.memory.inbox[state["inbox_head"] : state["inbox_tail"]]
+
     def queued(self) -> npt.NDArray[np.int64]:
         """The waiting requests, first come first."""
         places = int(self._state["queue_head"]) + np.arange(int(self._state["queued"]))
@@ -152,9 +172,8 @@ class Replica:
         """The requests it holds: running, in a chunked prefill, waiting, not yet ready."""
         state, memory = self._state, self.memory
         chunked = [int(state["chunked"])] if state["chunked"] >= 0 else []
-        inbox = memory.inbox[state["inbox_head"] : state["inbox_tail"]]
         running = memory.running[: state["running"]]
-        return [*running.tolist(), *chunked, *self.queued().tolist(), *inbox.tolist()]
+        return [*running.tolist(), *chunked, *self.queued().tolist(), *self._inbox().tolist()]
 
     def fail(self) -> list[int]:
         """Lose all requests and all KV; returns what it held."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from sglang_dspark.core.compiled import compiled
 from simulator.layout import Records
@@ -46,7 +47,10 @@ class Router(Protocol):
     """Whether it reads ``view.in_flight``, so that reports matter."""
 
     def pick(self, r: int) -> int:
-        """The replica for request ``r``; the caller sends it there."""
+        """The replica for request ``r``."""
+
+    def sent(self, r: int, replica: int) -> None:
+        """Request ``r`` went there."""
 
     def forget(self, replica: int) -> None:
         """The replica lost its prefix cache."""
@@ -66,6 +70,9 @@ class RoundRobin:
         self._turn += 1
         return self._view.open[(self._turn - 1) % len(self._view.open)]
 
+    def sent(self, r: int, replica: int) -> None:
+        """It remembers nothing."""
+
     def forget(self, replica: int) -> None:
         """It remembers nothing."""
 
@@ -81,6 +88,9 @@ class LeastLoaded:
     def pick(self, r: int) -> int:
         """See ``Router``."""
         return self._view.least_loaded()
+
+    def sent(self, r: int, replica: int) -> None:
+        """It remembers nothing."""
 
     def forget(self, replica: int) -> None:
         """It remembers nothing."""
@@ -114,6 +124,9 @@ class PowerOfTwo:
         a, b = open_[first], open_[second]
         return b if self._view.in_flight[b] < self._view.in_flight[a] else a
 
+    def sent(self, r: int, replica: int) -> None:
+        """It remembers nothing."""
+
     def forget(self, replica: int) -> None:
         """It remembers nothing."""
 
@@ -141,25 +154,27 @@ class PrefixAffine:
         most, fewest = max(loads), min(loads)
         return most - fewest > _IMBALANCE_REQUESTS and most > _IMBALANCE_RATIO * fewest
 
+    def _prefix(self, r: int) -> npt.NDArray[np.int64]:
+        """The full blocks of the prompt."""
+        if self._block_tokens == 0:
+            return self._blocks[:0]
+        start, end = int(self._offsets[r]), int(self._offsets[r + 1])
+        return self._blocks[start : min(end, start + int(self._prompt[r]) // self._block_tokens)]
+
     def pick(self, r: int) -> int:
         """See ``Router``."""
-        if self._block_tokens == 0:
-            return self._view.least_loaded()
-        prompt = int(self._prompt[r])
-        start, end = int(self._offsets[r]), int(self._offsets[r + 1])
-        blocks = self._blocks[start : min(end, start + prompt // self._block_tokens)]
-        chosen = -1
         if not self._imbalanced():
             # A block stands for all before it: the deepest that is known has the longest match.
-            owners = self._last[blocks]
+            owners = self._last[self._prefix(r)]
             known = np.flatnonzero(np.isin(owners, self._view.open))
             matched = (int(known[-1]) + 1) * self._block_tokens if known.size else 0
-            if matched > _LEAST_MATCH * prompt:
-                chosen = int(owners[known[-1]])
-        if chosen < 0:
-            chosen = self._view.least_loaded()
-        self._last[blocks] = chosen
-        return chosen
+            if matched > _LEAST_MATCH * int(self._prompt[r]):
+                return int(owners[known[-1]])
+        return self._view.least_loaded()
+
+    def sent(self, r: int, replica: int) -> None:
+        """See ``Router``."""
+        self._last[self._prefix(r)] = replica
 
     def forget(self, replica: int) -> None:
         """See ``Router``."""

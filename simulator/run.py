@@ -126,12 +126,13 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
 
 
 def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
-    """Warn where a step left the range that the cost model vouches for."""
+    """Warn where a step left the range that its replica's cost model vouches for."""
     for result in results:
-        least, most = result.tokens_range
-        if least <= most:
-            study.cost_model.warn_outside(most, result.most_requests)
-            study.cost_model.warn_outside(least, result.most_requests)
+        pools = study.runs[result.number].scenario.pools
+        for pool, steps in zip(pools, result.extents, strict=True):
+            if steps.least_tokens <= steps.most_tokens:
+                pool.cost_model.warn_outside(steps.most_tokens, steps.most_requests)
+                pool.cost_model.warn_outside(steps.least_tokens, steps.most_requests)
 
 
 def _heading(summary: dict[str, Any], study: Study) -> str:

@@ -112,6 +112,7 @@ def load_study(config: RunConfig) -> Study:
                 replicas=config.replicas,
                 fleet=config.fleet,
                 pool_models=pool_models,
+                slo=slo,
                 rate_factor=config.rate,
                 concurrency=concurrency,
                 seed=config.seed,

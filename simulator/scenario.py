@@ -22,6 +22,7 @@ from simulator.config import EngineConfig
 from simulator.fleet_config import FleetConfig
 from simulator.layout import REJECTED, REQUEST, Engine, Memory, Records
 from simulator.pools import Pool, make_pools
+from simulator.slo import PRESETS, Slo
 from traces import Trace
 
 
@@ -47,6 +48,8 @@ class Scenario:
     """How requests reach the replicas."""
     pool_models: Mapping[str, CostModel] = field(default_factory=dict)
     """The cost models that pools of the fleet name, by that name."""
+    slo: Slo = PRESETS["standard"]
+    """Bounds of requests whose trace names no class; shedding looks at the TTFT."""
     rate_factor: float = 1.0
     """Arrivals come this many times as fast as in the trace."""
     concurrency: int | None = None

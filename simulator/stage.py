@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from simulator.layout import Records
 from simulator.replica import AWAY, DRAINING, OFF, STARTING, UP, Replica
 from simulator.routing import View, make_router
+from simulator.shedding import Shedder
 from traces import Trace
 
 
@@ -34,15 +35,23 @@ class Stage:
         self._place = {replica.number: place for place, replica in enumerate(replicas)}
         self._ready_s = requests["ready_s"]
         self.view = View(open=[], in_flight=[0] * len(replicas))
+        self.shedder: Shedder | None = None
         self.router = make_router(router, self.view, trace=trace, requests=requests, seed=seed)
+
+    @property
+    def reads_reports(self) -> bool:
+        """Whether what replicas report makes a difference."""
+        return self.router.uses_load or self.shedder is not None
 
     def read_reports(self, now_s: float) -> None:
         """Note what each replica has in flight."""
+        if self.shedder:
+            self.shedder.read_reports(now_s)
         for place, replica in enumerate(self.replicas):
             self.view.in_flight[place] = replica.sent - replica.left_by(now_s)
 
     def route(self, now_s: float) -> None:
-        """Send everybody who waits, if any replica is open."""
+        """Send everybody who waits, if any replica is open, or shed them."""
         if not self.view.open:
             return
         due, self.waiting = self.waiting, []
@@ -51,6 +60,11 @@ class Stage:
             if self._ready_s[r] < now_s:
                 self._ready_s[r] = now_s
             chosen = self.router.pick(r)
+            if self.shedder:
+                if self.shedder.refuses(r, chosen):
+                    continue
+                self.shedder.sent(r, chosen)
+            self.router.sent(r, chosen)
             self.view.in_flight[chosen] += 1
             bags.setdefault(chosen, []).append(r)
         for place, bag in bags.items():

@@ -44,6 +44,16 @@ class Run:
     slo: Slo
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepExtent:
+    """How small and large the decode steps of a pool were."""
+
+    least_tokens: int
+    most_tokens: int
+    """Below ``least_tokens`` where there was no step."""
+    most_requests: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunResult:
     """What a run leaves in memory; the rest is in the result folder."""
@@ -57,10 +67,8 @@ class RunResult:
     cpu_s: float
     """CPU seconds of the replay. Not part of the row, which is the same for the same inputs."""
     interrupted: bool
-    tokens_range: tuple[int, int]
-    """Fewest and most tokens of one decode step; the first above the second without any."""
-    most_requests: int
-    """Most requests in one decode step."""
+    extents: tuple[StepExtent, ...]
+    """Per pool of the fleet."""
 
 
 def saturated_rate(scenario: Scenario) -> float | None:
@@ -140,15 +148,26 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
     except KeyboardInterrupt:
         load, interrupted = _NO_LOAD, True
     row = label | measure(outcome, run.slo) | load
-    state = np.concatenate([memory.state for memory in outcome.memories])
     return RunResult(
         number=number,
         row=row,
         requests=outcome.requests,
         cpu_s=cpu_s,
         interrupted=interrupted,
-        tokens_range=(int(state["least_tokens"].min()), int(state["most_tokens"].max())),
-        most_requests=int(state["most_requests"].max()),
+        extents=_extents(outcome),
+    )
+
+
+def _extents(outcome: Outcome) -> tuple[StepExtent, ...]:
+    state = np.concatenate([memory.state for memory in outcome.memories])
+    ends = np.cumsum([pool.most for pool in outcome.scenario.pools])[:-1]
+    return tuple(
+        StepExtent(
+            least_tokens=int(part["least_tokens"].min()),
+            most_tokens=int(part["most_tokens"].max()),
+            most_requests=int(part["most_requests"].max()),
+        )
+        for part in np.split(state, ends)
     )
 
 
