@@ -146,6 +146,7 @@ def draft(
                 fill_survival(memory.logits, inverse_temperature, bias, now)
             memory.survival[i] = now
         else:
+            request.undrafted += 1
             memory.outcome[i] = 0
             memory.survival[i] = 0.0
             _carry_forward(memory, request.slot, place, depth, request.history)

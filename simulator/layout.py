@@ -38,6 +38,7 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("prefill_end", np.int64),
     ("cached_tokens", np.int64),
     ("rounds", np.int64),
+    ("undrafted", np.int64),
     ("history", np.int64),
     ("verified", np.int64),
     ("accepted", np.int64),
@@ -53,9 +54,10 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 """``ready_s`` when its replica may queue it, ``arrival_s`` unless it was sent again;
 ``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
-prefill before (again) decoding; ``history`` decode rounds since admission; ``verified`` draft
-tokens computed by the target and ``accepted`` of them committed; ``retries`` times it was sent
-again because its replica failed."""
+prefill before (again) decoding; ``history`` decode rounds since admission, ``undrafted`` those of
+all its rounds that nothing was drafted for; ``verified`` draft tokens computed by the target and
+``accepted`` of them committed; ``retries`` times it was sent again because its replica failed;
+``drafts`` whether the last plan wants a draft for its next step, ``note`` what it noted."""
 
 STATE = np.dtype(
     [
@@ -227,7 +229,6 @@ def make_memory(
     """An empty replica."""
     state = np.zeros(1, STATE)
     state["least_tokens"] = np.iinfo(np.int64).max
-    state["drafts_new"] = 1
     running = engine.max_running
     memory = Memory(
         state=state,
@@ -265,12 +266,13 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     state = memory.state
     for name in (
         "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
-        "waiting_tokens", "running", "batch_full",
+        "waiting_tokens", "running", "batch_full", "prefills_since", "prefills_per_step",
     ):  # fmt: skip
         state[name] = 0
     state["free_pages"] = engine.pool_pages
     state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
     state["new_token_ratio"] = engine.first_new_token_ratio
     state["last_decode_s"] = -1.0
+    state["drafts_new"] = 1
     memory.free_slots[:] = np.arange(engine.max_running)[::-1]
     memory.blocks[:] = 0

@@ -37,6 +37,7 @@ class _Request:
     kv: int = 0
     goal: int = 0
     rounds: int = 0
+    undrafted: int = 0
     retractions: int = 0
     verified: int = 0
     accepted: int = 0
@@ -318,6 +319,7 @@ class ReferenceEngine:
             q.logits.append(drawn)
             q.ages.append(0)
             return accepted
+        q.undrafted += 1
         q.logits.append(q.logits[-1] if q.logits else np.full(self.gamma, np.nan))
         q.ages.append(q.ages[-1] + 1 if q.ages else 0)
         return 0
@@ -422,5 +424,6 @@ class ReferenceEngine:
             row["first_token_s"], row["finish_s"] = q.first_s, q.finish_s
             row["generated"], row["retractions"] = q.generated, q.retractions
             row["verified"], row["accepted"], row["rounds"] = q.verified, q.accepted, q.rounds
+            row["undrafted"] = q.undrafted
             row["status"] = COMPLETED if q.limit == q.wanted else TRUNCATED
         return self.records

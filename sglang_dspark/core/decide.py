@@ -240,7 +240,7 @@ def goodput_budget(
     room: int,
     work: Workspace,
 ) -> tuple[int, float, int, int]:
-    """(budget, tokens per second, candidates, requests drafted for) of the ``goodput`` policy.
+    """(budget, expected worth, candidates, requests drafted for) of the ``goodput`` policy.
 
     Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
     ``work.values``.
@@ -249,10 +249,10 @@ def goodput_budget(
     ranked = work.weighted[: rows * columns].reshape(rows, columns)
     drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
     total = sort_candidates(ranked, work.values, work.counts)
-    budget, rate = priced_budget(
+    budget, expected = priced_budget(
         costs, work.values, total, rows, drafted, room, policy.min_gain, around
     )
-    return budget, rate, total, drafted
+    return budget, expected, total, drafted
 
 
 @compiled
@@ -267,13 +267,13 @@ def _plan_goodput(
 ) -> int:
     """Write lengths, notes and whom to draft for; return the stop reason."""
     rows, columns = survival.shape
-    budget, rate, total, drafted = goodput_budget(
+    budget, expected, total, drafted = goodput_budget(
         policy, costs, survival, stale_survival, around, room, work
     )
+    rate = expected / cycle_seconds(costs, rows + budget, rows, drafted, around)
     price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
-    expected = rate * cycle_seconds(costs, rows + budget, rows, drafted, around)
     choose_drafts(
-        costs, survival, price, rate, expected, policy.min_gain, policy.probe_rounds, around,
+        costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
         work.notes, work.values, work.draft_next,
     )  # fmt: skip
     ranked = work.weighted[: rows * columns].reshape(rows, columns)

@@ -3,13 +3,14 @@
 Compiled functions over arrays, called by ``sglang_dspark.core.decide``. Knows no clock, no file and
 no random numbers; what it may see beside survivals comes in ``Circumstances``.
 
-Law. A plan is worth its expected weighted tokens per second of the whole cycle::
+Law. A budget is worth its expected weighted tokens per second::
 
-    (sum_r w_r + sum of w_r a_rk over the verified tokens) / (T(R, M, drafted, context) + P)
+    (sum_r w_r + sum of w_r a_rk over the verified tokens) / T(R, M, drafted, context)
 
-where T prices the context that is really there and drafting for those drafted for, and P the
-prompts that are prefilled before the next step. Verifying less than everything, and drafting for
-fewer than everyone, need a predicted gain of at least ``min_gain``.
+where T prices the context that is really there and drafting for those drafted for. A draft is worth
+its seconds at the rate of the whole cycle, the prefill steps until the next decode step included.
+Verifying less than everything, and drafting for fewer than everyone, need a predicted gain of at
+least ``min_gain``.
 
 Lossless for the reason ``global`` is: the budget knows only older confidences, a weight is one
 number for all positions of a request and knows only the past, and for whom the next step drafts is
@@ -26,6 +27,7 @@ import numpy as np
 
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import (
+    LEAST_CONTEXT_SHARE,
     CostTables,
     decode_step_seconds,
     draft_seconds,
@@ -40,6 +42,8 @@ PREFILL_MEMORY = 1 / 32
 """Weight of the newest decode step in ``prefills_per_step``: an engine keeps the average."""
 
 _NEWEST = 0.2
+_PROBE_ALL = 4
+_AT_ONCE = 16
 
 
 class Circumstances(NamedTuple):
@@ -82,8 +86,9 @@ def fill_weights(
 ) -> None:
     """Write ``out[:R]``: what a token of each request is worth, in [``LEAST_WEIGHT``, 1].
 
-    1 / (1 + slack_weight * a / 16) for a request that is a >= 0 tokens ahead of the pace of its
-    SLO, 1 for one behind; times exp(-priority_weight) for each level of priority below the highest.
+    1 for a request on the pace of its SLO. The further it is from it the less can a token change:
+    1 / (1 + slack_weight * a / 16) for one that is a tokens ahead, a / 32 for one that is behind;
+    times exp(-priority_weight) for each level of priority below the highest.
     """
     rows = out.size
     highest = priority[0] if rows > 0 else 0
@@ -91,8 +96,9 @@ def fill_weights(
         highest = max(highest, priority[r])
     for r in range(rows):
         weight = 1.0
-        if slack_weight > 0.0 and slack_s[r] > 0.0:
-            weight /= 1.0 + slack_weight * slack_s[r] / (16.0 * tpot_bound_s)
+        if slack_weight > 0.0:
+            ahead = slack_s[r] / tpot_bound_s
+            weight /= 1.0 + slack_weight * max(ahead / 16.0, -ahead / 32.0)
         if priority_weight > 0.0:
             weight *= np.exp(-priority_weight * (highest - priority[r]))
         out[r] = max(weight, LEAST_WEIGHT)
@@ -166,41 +172,45 @@ def priced_budget(
     min_gain: float,
     around: Circumstances,
 ) -> tuple[int, float]:
-    """(B, weighted tokens per second): everything that fits, unless fewer gain ``min_gain``.
+    """(B, expected weighted tokens): all that fits, unless fewer gain ``min_gain`` in tokens per
+    second.
 
-    ``candidates`` [total] are weighted survivals in descending order.
+    ``candidates`` [total] are weighted survivals in descending order. The price is the step's
+    alone. With the prefills of the cycle in it, a step would seem to pay for deeper tokens, whose
+    confidences deserve the least trust.
     """
     limit = min(total, room)
     base = 0.0
     for r in range(requests):
         base += around.weight[r]
-    expected = base
-    best = 0
-    best_rate = base / cycle_seconds(costs, requests, requests, drafted, around)
-    rate = best_rate
+    step_s = step_seconds(costs, requests, requests, drafted, around)
     # The parts that do not depend on B are added up once: a step's price is one addition then.
     last = costs.verify_s.size - 1
-    outside = requests + limit > last
-    context = around.context_tokens
     extra_s = 0.0
-    if context == context:
-        extra_s = costs.context_s * (context - requests * costs.context_reference_tokens)
-    forward_s = max(costs.verify_s[min(requests, last)] + extra_s, 0.0)
-    rest_s = cycle_seconds(costs, requests, requests, drafted, around) - forward_s
-    # A context short enough to meet the floor of a forward makes the price no sum of parts.
-    outside = outside or costs.verify_s[min(requests, last)] * 0.75 + extra_s < 0.0
+    if around.context_tokens == around.context_tokens:
+        extra_s = costs.context_s * (
+            around.context_tokens - requests * costs.context_reference_tokens
+        )
+    first_s = costs.verify_s[min(requests, last)]
+    rest_s = step_s - first_s - extra_s
+    # Beyond the table, or with a context so short that a forward's floor holds, it is no sum.
+    summed = requests + limit <= last and (1.0 - LEAST_CONTEXT_SHARE) * first_s + extra_s >= 0.0
+    expected, best_expected = base, base
+    best, best_rate = 0, base / step_s
+    rate = best_rate
     for b in range(1, limit + 1):
         expected += candidates[b - 1]
-        if outside:
-            rate = expected / cycle_seconds(costs, requests + b, requests, drafted, around)
-        else:
+        if summed:
             rate = expected / (rest_s + costs.verify_s[requests + b] + extra_s)
+        else:
+            rate = expected / step_seconds(costs, requests + b, requests, drafted, around)
         if rate > best_rate:
             best_rate = rate
             best = b
+            best_expected = expected
     if best_rate < (1.0 + min_gain) * rate:
-        return limit, rate
-    return best, best_rate
+        return limit, expected
+    return best, best_expected
 
 
 @compiled
@@ -235,8 +245,8 @@ def choose_drafts(
     costs: CostTables,
     survival: Floats,
     price: float,
-    rate: float,
     expected: float,
+    rate: float,
     min_gain: float,
     probe_rounds: int,
     around: Circumstances,
@@ -246,51 +256,55 @@ def choose_drafts(
 ) -> None:
     """Write ``out[:R]``, for whom the next step drafts, and ``notes[:R]``; ``gains`` is scratch.
 
-    The note of a request is what its drafts have been worth above their ``price``, in tokens, on an
-    exponential average over its drafts: one draft tells little of the next, and the average of the
-    worth is more than the worth of an average draft. A request pays for its draft when that exceeds
-    its share of the drafting, seconds at ``rate`` tokens. Those that do not pay are left out, and
-    all are if the payers do not carry what drafting costs however few it is for, provided that it
-    gains ``min_gain`` of the ``expected`` tokens. Who is left out is drafted for again after
-    ``probe_rounds`` steps, sooner the less was missing; when all are, all are probed together.
+    ``expected`` tokens at ``rate`` is what this step brings. Nobody is drafted for where plain
+    decoding is faster by ``min_gain``, and by half over R, since the confidences of a few requests
+    say little; then all are probed together, every ``_PROBE_ALL`` times ``probe_rounds`` steps.
+
+    Otherwise it goes by request. Its note is what its drafts have been worth above their ``price``,
+    in tokens, on an exponential average: one draft tells little of the next, and the average of the
+    worth is more than the worth of an average draft. Where that is less than its share of the
+    drafting, seconds at ``rate``, it may be left out, if all that is lost to such requests is
+    ``min_gain`` of the step. Only the worst of each ``_AT_ONCE`` are, since their slots go to the
+    others and lower the price. Who is left out is drafted for again after ``probe_rounds`` steps,
+    sooner the less was missing.
     """
     rows, columns = survival.shape
     draft_s = draft_seconds(costs, rows)
     each = 0.0
     if rows > 1:
-        each = rate * (draft_s - draft_seconds(costs, 1)) / (rows - 1)
-    fixed = rate * draft_s - each * rows
-    payers, losses = -fixed, 0.0
-    oldest = 0
-    evidence = 0
+        each = rate * max(draft_s - draft_seconds(costs, 1), 0.0) / (rows - 1)
+    base, losses = 0.0, 0.0
+    drafted, oldest, evidence = 0, 0, 0
     for r in range(rows):
         weight = around.weight[r]
-        drafted = survival[r, 0] != 0.0
-        if drafted:
+        base += weight
+        notes[r] = around.note[r]
+        gains[r] = 0.0
+        if survival[r, 0] != 0.0:
+            drafted += 1
             worth = 0.0
             for k in range(columns):
                 worth += max(weight * survival[r, k] - price, 0.0)
             before = around.note[r]
             notes[r] = before + _NEWEST * (worth - before) if before == before else worth
-        else:
-            notes[r] = around.note[r]
-        gain = 0.0
-        if notes[r] == notes[r]:
-            gain = notes[r] - each
-            evidence += 1
-        gains[r] = gain
-        payers += max(gain, 0.0)
-        losses += max(-gain, 0.0)
-        if not drafted:
+        elif around.stale_age[r] > 0:
             oldest = max(oldest, around.stale_age[r])
-    everyone = payers - losses
-    if evidence > 0 and payers <= 0.0:
-        saved = -everyone
-        wait = probe_rounds * min(saved / (rate * draft_s), 1.0) if draft_s > 0.0 else 0.0
-        out[:rows] = saved < min_gain * expected or oldest >= wait
+        if notes[r] == notes[r]:
+            evidence += 1
+            gains[r] = notes[r] - each
+            losses += max(-gains[r], 0.0)
+    if drafted == 0 and evidence > 0:
+        out[:rows] = oldest >= _PROBE_ALL * probe_rounds
         return
-    skip = losses >= min_gain * expected
+    plain_rate = base / cycle_seconds(costs, rows, rows, 0, around)
+    if plain_rate >= (1.0 + min_gain + 0.5 / rows) * rate:
+        out[:rows] = False
+        return
+    skip = losses > min_gain * expected
+    worst = np.partition(gains[:rows], rows // _AT_ONCE)[rows // _AT_ONCE] if skip else 0.0
     for r in range(rows):
         out[r] = not skip or gains[r] >= 0.0
-        if not out[r] and survival[r, 0] == 0.0:
+        if survival[r, 0] != 0.0:
+            out[r] |= gains[r] > worst
+        elif not out[r]:
             out[r] = around.stale_age[r] >= probe_rounds * min(-gains[r] / each, 1.0)

@@ -99,7 +99,8 @@ class Goodput:
     tpot_ms: float | None = None
     """Bound on the time per output token: the pace that slack is measured against."""
     slack_weight: float = 0.0
-    """How much less the tokens of a request are worth that is ahead of ``tpot_ms``; 0: equally."""
+    """How much less the tokens of a request are worth that is far from the pace of ``tpot_ms``,
+    ahead or behind; 0: equally."""
     priority_weight: float = 0.0
     """How much less they are worth for each level of priority below the highest; 0: equally."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay_scenes import scenario, trace
+from replay_scenes import cost_model, scenario, trace
 
+from sglang_dspark.core.policy import Goodput, PolicyFile
 from simulator.fleet import simulate
 from simulator.layout import Records
 from simulator.reference import ReferenceEngine
@@ -16,7 +19,7 @@ from simulator.scenario import Scenario
 POLICIES = ["none", "fixed", "fixed:3", "threshold", "early_stop", "global", "sglang", "goodput"]
 REQUEST_FIELDS = (
     "first_token_s", "finish_s", "generated", "retractions", "verified", "accepted", "rounds",
-    "status",
+    "undrafted", "status",
 )  # fmt: skip
 STEP_FIELDS = (
     "start_s", "duration_s", "requests", "computed_tokens", "verify_tokens", "committed_tokens",
@@ -54,6 +57,34 @@ def assert_parity(case: Scenario) -> Records:
 def test_kernel_and_reference_agree_to_the_byte(policy: str, engine: dict[str, int]) -> None:
     requests = trace(60, rate=30.0, block_tokens=64)
     assert_parity(scenario(policy, requests, engine=engine, step_capacity=64))
+
+
+DEAR_DRAFTS = {
+    "gamma": 7, "requests": [1, 512], "seconds": [0.004, 0.08], "between": "linear",
+    "origin": "analytic",
+}  # fmt: skip
+PACED = Goodput(
+    min_gain=0.0, probe_rounds=5, ttft_ms=400.0, tpot_ms=12.0, slack_weight=2.0,
+    priority_weight=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("policy", [PACED, Goodput(min_gain=0.02)], ids=["paced", "plain"])
+@pytest.mark.parametrize("lag", [1, 2, 3])
+def test_they_agree_where_requests_are_left_out_and_paced(policy: Goodput, lag: int) -> None:
+    requests = trace(80, rate=60.0)
+    levels = np.random.default_rng(1).integers(0, 3, len(requests))
+    case = scenario(
+        "goodput",
+        replace(requests, priority=levels),
+        engine={"confidence_lag_steps": lag, "max_running_requests": 24},
+        cost_model=cost_model(draft=DEAR_DRAFTS),
+        step_capacity=64,
+    )
+    case = replace(case, policy=PolicyFile(policy=policy))
+    done = assert_parity(case)
+    assert 0 < done["undrafted"].sum() < done["rounds"].sum() / 2
 
 
 @pytest.mark.example

@@ -1,0 +1,230 @@
+r"""What ``goodput`` loses to the best of the other policies, and what it wins.
+
+    python benchmarks/goodput_regret.py --jobs 2
+
+Closed loops on every shipped trace and cost model at concurrency 1 to 512, every policy. Two
+questions, one policy each: ``goodput`` as it comes, for throughput; ``goodput`` paced by the SLO
+(``slack_weight`` 0.5 on the SLO's bounds), for goodput, requests per second that meet it. Only the
+steady part counts: between the finish number 2C and the last send, so that neither the first wave
+of C prompts nor the draining of the last is in it. Where fewer than a tenth of the requests meet
+the SLO under every policy, goodput is a matter of luck and is not compared.
+
+Writes ``benchmarks/results/goodput_regret.json``; resumes from its journal when interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from provenance import provenance
+from tqdm import tqdm
+
+from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.cost import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.policy import Goodput, PolicyFile, parse_policy
+from sglang_dspark.files import make_folder, write_json
+from simulator.acceptance import AcceptanceProfile, load_acceptance
+from simulator.config import EngineConfig
+from simulator.fleet import simulate
+from simulator.layout import Records
+from simulator.metrics import is_finished, met_slo
+from simulator.scenario import Outcome, Scenario
+from simulator.slo import parse_slo
+from simulator.study import warm_up
+from simulator.sweep import sweep
+from traces import Trace, load_trace
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "goodput_regret.json"
+TRACES = ("chat", "code", "math", "mixed")
+LOADS = (1, 4, 16, 64, 256, 512)
+OTHERS = ("none", "fixed", "threshold", "early_stop", "global", "sglang")
+PLAIN, PACED = "goodput", "goodput paced"
+SLO = "interactive"
+SLACK_WEIGHT = 0.5
+LEAST_ATTAINMENT = 0.1
+
+
+@dataclass(frozen=True)
+class Point:
+    """One simulation."""
+
+    trace: str
+    cost_model: str
+    acceptance: str
+    concurrency: int
+    policy: str
+
+
+@functools.cache
+def _trace(name: str) -> Trace:
+    return load_trace(ROOT / "traces" / f"{name}.jsonl")
+
+
+@functools.cache
+def _cost_model(name: str) -> CostModel:
+    return load_cost_model(name)
+
+
+@functools.cache
+def _acceptance(name: str) -> AcceptanceProfile:
+    return load_acceptance(name)
+
+
+def policy_of(name: str) -> PolicyFile:
+    """The policy that a point names."""
+    if name != PACED:
+        return parse_policy(name)
+    slo = parse_slo(SLO)
+    paced = Goodput(ttft_ms=slo.ttft_ms, tpot_ms=slo.tpot_ms, slack_weight=SLACK_WEIGHT)
+    return PolicyFile(policy=paced)
+
+
+def scenario_of(point: Point) -> Scenario:
+    """Enough requests for a steady part, at most the whole trace."""
+    trace = _trace(point.trace)
+    requests = min(len(trace), max(1000, 12 * point.concurrency))
+    return Scenario(
+        trace=trace.head(requests),
+        cost_model=_cost_model(point.cost_model),
+        acceptance=_acceptance(point.acceptance),
+        policy=policy_of(point.policy),
+        engine=EngineConfig(max_running_requests=512),
+        concurrency=point.concurrency,
+        step_capacity=1 << 14,
+    )
+
+
+def steady(outcome: Outcome, ends_s: Any, committed: Any) -> dict[str, float]:
+    """Throughput, goodput and attainment between finish 2C and the last send."""
+    requests, clients = outcome.requests, outcome.scenario.concurrency or 1
+    finish_s = np.sort(requests["finish_s"][is_finished(requests)])
+    first = min(2 * clients, finish_s.size // 4)
+    last = finish_s.size - 1 - min(clients, finish_s.size // 4)
+    start_s, end_s = finish_s[first], finish_s[last]
+    inside = (requests["finish_s"] > start_s) & (requests["finish_s"] <= end_s)
+    met = met_slo(outcome, parse_slo(SLO)) & inside
+    steps = (ends_s > start_s) & (ends_s <= end_s)
+    return {
+        "output_tok_s": float(committed[steps].sum() / (end_s - start_s)),
+        "goodput_req_s": float(met.sum() / (end_s - start_s)),
+        "attainment": float(met.sum() / max(inside.sum(), 1)),
+    }
+
+
+def work(point: Point) -> dict[str, float]:
+    """Simulate one point."""
+    ends: list[Any] = []
+    committed: list[Any] = []
+
+    def on_steps(_: int, steps: Records) -> None:
+        ends.append(steps["start_s"] + steps["duration_s"])
+        committed.append(steps["committed_tokens"].astype(np.int64))
+
+    outcome = simulate(scenario_of(point), on_steps=on_steps)
+    found = steady(outcome, np.concatenate(ends), np.concatenate(committed))
+    return {name: round(value, 6) for name, value in found.items()}
+
+
+def compare(rows: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Relative gain of each ``goodput`` over the best other policy, None where not compared."""
+    best = max(OTHERS, key=lambda name: rows[name]["output_tok_s"])
+    best_goodput = max(OTHERS, key=lambda name: rows[name]["goodput_req_s"])
+    compared = max(row["attainment"] for row in rows.values()) >= LEAST_ATTAINMENT
+    paced = rows[PACED]["goodput_req_s"] / max(rows[best_goodput]["goodput_req_s"], 1e-9) - 1
+    return {
+        "best_throughput": best,
+        "throughput_gain": round(rows[PLAIN]["output_tok_s"] / rows[best]["output_tok_s"] - 1, 5),
+        "best_goodput": best_goodput,
+        "goodput_gain": round(paced, 5) if compared else None,
+        "attainment": rows[PACED]["attainment"],
+        "attainment_of_best": rows[best_goodput]["attainment"],
+    }
+
+
+def _summary(cells: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    known = [cell for cell in cells if cell[name] is not None]
+    gains = np.array([cell[name] for cell in known])
+    worst = known[int(gains.argmin())]
+    return {
+        "cells": len(known),
+        "worst": float(gains.min()),
+        "worst_at": {k: worst[k] for k in ("trace", "cost_model", "acceptance", "concurrency")},
+        "losses_above_1_pct": int((gains < -0.01).sum()),
+        "wins_above_1_pct": int((gains > 0.01).sum()),
+        "median": float(np.median(gains)),
+        "best": float(gains.max()),
+    }
+
+
+def main() -> int:
+    """Simulate all cells, print where it loses and wins, write the file."""
+    parser = Parser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes")
+    parser.add_argument("--cost-model", action="append", help="only these; repeat")
+    parser.add_argument("--acceptance", action="append", help="(default: dspark-qwen3-4b)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
+    arguments = parser.parse_args()
+    models = arguments.cost_model or shipped_cost_models()
+    profiles = arguments.acceptance or ["dspark-qwen3-4b"]
+    points = [
+        Point(trace, model, profile, load, policy)
+        for profile in profiles
+        for model in models
+        for trace in TRACES
+        for load in LOADS
+        for policy in (*OTHERS, PLAIN, PACED)
+    ]
+    make_folder(arguments.out.parent)
+    journal = arguments.out.with_suffix(".journal")
+    warnings.simplefilter("ignore")
+    warm_up(scenario_of(points[0]))
+    with tqdm(total=len(points), unit="run") as bar:
+        results, interrupted = sweep(
+            points,
+            work,
+            jobs=arguments.jobs,
+            journal=journal,
+            on_done=lambda done: bar.update(done - bar.n),
+        )
+    if interrupted:
+        print(f"interrupted; run again to go on from {journal}", file=sys.stderr)
+        return 130
+    cells = []
+    size = len(OTHERS) + 2
+    for i in range(0, len(points), size):
+        rows = {
+            p.policy: r for p, r in zip(points[i : i + size], results[i : i + size], strict=True)
+        }
+        point = points[i]
+        cells.append(
+            {
+                "trace": point.trace,
+                "cost_model": point.cost_model,
+                "acceptance": point.acceptance,
+                "concurrency": point.concurrency,
+            }
+            | compare(rows)  # type: ignore[arg-type]
+        )
+    found = {name: _summary(cells, name) for name in ("throughput_gain", "goodput_gain")}
+    for name, summary in found.items():
+        print(f"{name}: {summary}")
+    write_json(
+        arguments.out,
+        provenance("python benchmarks/goodput_regret.py --jobs 2")
+        | {"slo": SLO, "slack_weight": SLACK_WEIGHT, "least_attainment": LEAST_ATTAINMENT}
+        | {"summary": found, "cells": cells},
+    )
+    journal.unlink()
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("goodput_regret", main))
