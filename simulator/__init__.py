@@ -4,12 +4,14 @@ Read these four files and you know the simulator:
 
 - ``simulator.kernel``: the replica's clock, admit -> plan -> step -> record
 - ``simulator.decode``: one decode step, draft -> plan -> verify -> commit
-- ``simulator.fleet``: SimPy's part, arrivals and replicas
+- ``simulator.fleet``: SimPy's part, windows of time in which replicas run by themselves
 - ``simulator.metrics``: the numbers
 
 Around them: ``scenario`` (inputs and outcome), ``config`` (engine settings), ``layout`` (the
 records), ``prefill`` and ``kv_cache`` (SGLang's admission and memory), ``acceptance*`` and ``rng``
 (what the target accepts and what the drafter believed), ``reference`` (the same law in plain
-Python), ``laws`` (conservation), ``slo``, ``latency``; ``run``, ``run_config``, ``study``,
+Python), ``laws`` (conservation), ``slo``, ``latency``. Of several replicas: ``fleet_config`` and
+``pools`` (settings), ``stage`` (replicas behind one router), ``replica``, ``routing``,
+``failures``, ``autoscale``, ``shedding``, ``disaggregation``. ``run``, ``run_config``, ``study``,
 ``report`` and ``results`` are the command ``python -m simulator.run``.
 """

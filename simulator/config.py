@@ -66,9 +66,19 @@ class EngineConfig:
             )
 
     def engine(
-        self, *, kv_pool_tokens: int, block_tokens: int, seed: int, closed_loop: bool
+        self,
+        *,
+        kv_pool_tokens: int,
+        block_tokens: int,
+        seed: int,
+        closed_loop: bool,
+        prefill_only: bool = False,
     ) -> Engine:
-        """The settings as compiled code reads them, for a pool of ``kv_pool_tokens``."""
+        """The settings as compiled code reads them, for a pool of ``kv_pool_tokens``.
+
+        A ``prefill_only`` engine hands requests over at their first token, and admits them without
+        room for an output.
+        """
         pool = kv_pool_tokens
         if pool < 4 * REQUEST_MARGIN_TOKENS:
             raise ValueError(
@@ -92,7 +102,8 @@ class EngineConfig:
             least_new_token_ratio=_LEAST_NEW_TOKEN_RATIO,
             new_token_ratio_decay=(_NEW_TOKEN_RATIO - _LEAST_NEW_TOKEN_RATIO)
             / _NEW_TOKEN_RATIO_STEPS,
-            admission_new_tokens=self.admission_new_tokens,
+            admission_new_tokens=1 if prefill_only else self.admission_new_tokens,
+            prefill_only=prefill_only,
             closed_loop=closed_loop,
             seed=seed,
         )

@@ -47,10 +47,10 @@ def start_again(
     row = requests[r]
     for name in (
         "generated", "kv_len", "prefill_end", "cached_tokens", "rounds", "history",
-        "locked_blocks", "retractions", "longest_itl_s",
+        "locked_blocks", "retractions", "longest_itl_s", "kv_ready",
     ):  # fmt: skip
         row[name] = 0
-    for name in ("first_token_s", "last_emit_s", "finish_s"):
+    for name in ("first_token_s", "last_emit_s", "finish_s", "transfer_s"):
         row[name] = np.nan
     _, row["step_state"] = begin_request(acceptance, seed, r, int(row["domain"]))
     row["status"] = WAITING

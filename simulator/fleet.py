@@ -16,6 +16,7 @@ import simpy
 
 from simulator.autoscale import keep_scaled
 from simulator.decode import begin_requests
+from simulator.disaggregation import begin_transfers, collect_prefilled
 from simulator.failures import failure_gaps_s, start_again
 from simulator.fleet_config import FailureConfig
 from simulator.laws import check_accounts
@@ -67,24 +68,35 @@ class Fleet:
         """How many of them have reached the router."""
         self._given_up: list[int] = []
         self._next_report_s = 0.0
-        self._entry = Stage(
-            self.replicas,
-            router=scenario.fleet.router,
-            trace=scenario.trace,
-            requests=self.requests,
-            seed=scenario.seed,
+        decoding = [r for r in self.replicas if r.pool.role == "decode"]
+        self._entry = self._stage(
+            [r for r in self.replicas if r.pool.role != "decode"], scenario.fleet.router
         )
+        self._decode = self._stage(decoding, scenario.fleet.decode_router) if decoding else None
+        self._stages = [stage for stage in (self._entry, self._decode) if stage]
         if scenario.fleet.shed:
             self._entry.shedder = Shedder(
                 scenario.fleet.shed,
-                replicas=self.replicas,
+                replicas=self._entry.replicas,
                 trace=scenario.trace,
                 requests=self.requests,
                 slo=scenario.slo,
             )
         for pool, members in self._pools:
             for replica in members[: pool.replicas]:
-                self._entry.open(replica, 0.0)
+                self._stage_of(replica).open(replica, 0.0)
+
+    def _stage(self, replicas: list[Replica], router: str) -> Stage:
+        return Stage(
+            replicas,
+            router=router,
+            trace=self.scenario.trace,
+            requests=self.requests,
+            seed=self.scenario.seed,
+        )
+
+    def _stage_of(self, replica: Replica) -> Stage:
+        return self._decode if self._decode and replica.pool.role == "decode" else self._entry
 
     def _report_progress(self) -> None:
         self._on_progress(sum(replica.done for replica in self.replicas))
@@ -101,20 +113,30 @@ class Fleet:
                 self.env.process(self._break_down_at(replica, failures, listed.at_s))
         for pool, members in self._pools:
             if pool.autoscale:
-                self.env.process(keep_scaled(self.env, self._entry, members, pool.autoscale))
+                self.env.process(
+                    keep_scaled(self.env, self._stage_of(members[0]), members, pool.autoscale)
+                )
         return self.env.process(self._serve_arrivals())
 
     def _serve_arrivals(self) -> Wait:
-        """Window by window: report, route, run, until the last request has ended."""
+        """Window by window: report, route, run, until the last request has ended.
+
+        Prefill replicas go first: what they hand over within the window, decode replicas may
+        receive in it.
+        """
         now_s = 0.0
         while self._ended() < self._arriving.size:
-            if self._entry.reads_reports and now_s >= self._next_report_s:
+            if self._reads_reports and now_s >= self._next_report_s:
                 self._read_reports(now_s)
             until_s, arrived = self._window()
             self._entry.waiting += self._arriving[self._arrived : arrived].tolist()
             self._arrived = max(self._arrived, min(arrived, self._arriving.size))
             self._entry.route(now_s)
             self._entry.advance(until_s)
+            if self._decode:
+                self._hand_over(self._decode, now_s)
+                self._decode.route(now_s)
+                self._decode.advance(until_s)
             self._report_progress()
             if self._check:
                 check_accounts(self.requests, self._places())
@@ -127,6 +149,16 @@ class Fleet:
         shed = self._entry.shedder.shed if self._entry.shedder else ()
         return sum(replica.done for replica in self.replicas) + len(self._given_up) + len(shed)
 
+    def _hand_over(self, decode: Stage, now_s: float) -> None:
+        transfer = self.scenario.fleet.transfer
+        assert transfer is not None
+        decode.waiting += collect_prefilled(self._entry.replicas, self.requests, transfer)
+        begin_transfers(decode.waiting, self.requests, now_s)
+
+    @property
+    def _reads_reports(self) -> bool:
+        return any(stage.reads_reports for stage in self._stages)
+
     def _window(self) -> tuple[float, int]:
         """(end, arrivals by then): nothing but these arrivals may touch a replica before the end.
 
@@ -135,7 +167,7 @@ class Fleet:
         """
         until_s = self.env.peek()
         last = self._arrived + _BUNDLE * len(self.replicas)
-        if self._entry.reads_reports:
+        if self._reads_reports:
             until_s = min(until_s, self._next_report_s)
         elif last < self._arriving.size and self._arrival_s[last] <= until_s:
             return float(self._arrival_s[last]), last
@@ -143,9 +175,11 @@ class Fleet:
 
     def _read_reports(self, now_s: float) -> None:
         """Note every replica's load, and when to do so again."""
-        self._entry.read_reports(now_s)
-        # Reports that nobody would read before the next one are not waited for.
-        next_s = self.env.peek()
+        for stage in self._stages:
+            stage.read_reports(now_s)
+        # Reports that nobody would read before the next one are not waited for. Prefill replicas
+        # hand over at any time.
+        next_s = now_s if self._decode else self.env.peek()
         if self._arrived < self._arriving.size:
             next_s = min(next_s, float(self._arrival_s[self._arrived]))
         if next_s == math.inf:
@@ -160,7 +194,8 @@ class Fleet:
     def _places(self) -> dict[str, list[int]]:
         """Where every request is that has not ended."""
         places = {f"replica {replica.number}": replica.holdings() for replica in self.replicas}
-        places["router"] = self._entry.waiting
+        for stage, name in zip(self._stages, ("router", "decode router"), strict=False):
+            places[name] = stage.waiting
         places["to come"] = self._arriving[self._arrived :].tolist()
         places["given up"] = self._given_up
         return places
@@ -180,7 +215,8 @@ class Fleet:
         yield self.env.timeout(after_s)
         if replica.phase not in (UP, DRAINING):
             return
-        lost = self._entry.fail(replica, self.env.now)
+        stage = self._stage_of(replica)
+        lost = stage.fail(replica, self.env.now)
         change = replica.changes
         ready_s = max(self.env.now, replica.now_s)
         for r in sorted(lost):
@@ -191,7 +227,7 @@ class Fleet:
             self._entry.waiting.append(r)
         yield self.env.timeout(failures.restart_s)
         if replica.phase == AWAY and replica.changes == change:  # else it was let go
-            self._entry.open(replica, self.env.now)
+            stage.open(replica, self.env.now)
 
     # Closed loop
 

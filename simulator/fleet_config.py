@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from simulator.config import EngineConfig
 
 ROUTERS = ("round-robin", "least-loaded", "power-of-two", "prefix-affine")
+DECODE_ROUTERS = ROUTERS[:3]  # KV that was handed over shares no prefixes
+ROLES = ("serve", "prefill", "decode")
 
 
 def check_number(name: str, value: float, *, least: float = 0.0, above: bool = True) -> None:
@@ -22,12 +24,12 @@ def check_number(name: str, value: float, *, least: float = 0.0, above: bool = T
         raise ValueError(f"fleet: {name} {value} must be a finite number {bound} {least:g}")
 
 
-def check_router(name: str, value: str, known: tuple[str, ...]) -> None:
-    """``ValueError`` unless ``value`` is one of the ``known`` routers."""
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """``ValueError`` unless ``value`` is one of the ``known``."""
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"fleet: {name} {value!r} is unknown; {hint}routers: {', '.join(known)}")
+        raise ValueError(f"fleet: {name} {value!r} is unknown; {hint}known: {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,8 @@ class AutoscaleConfig:
 class PoolConfig:
     """Equal replicas."""
 
+    role: str = "serve"
+    """``serve``, or one stage of a disaggregated fleet: ``prefill``, ``decode``."""
     replicas: int | None = None
     """Replicas at the start; None takes the scenario's count, which one pool may."""
     cost_model: str | None = None
@@ -118,8 +122,27 @@ class PoolConfig:
     """None: the number of replicas stays."""
 
     def __post_init__(self) -> None:
+        check_choice("role", self.role, ROLES)
         if self.replicas is not None and self.replicas < 1:
             raise ValueError(f"fleet: a pool of {self.replicas} replicas must have at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """What it takes to move a prompt's KV from a prefill replica to a decode replica.
+
+    Seconds = ``latency_s`` + prompt tokens x the cost model's ``kv_bytes_per_token`` /
+    ``bytes_per_s``. Transfers do not slow each other or the engines down.
+    """
+
+    bytes_per_s: float
+    """Bandwidth between two replicas."""
+    latency_s: float = 0.0
+    """Seconds before the first byte."""
+
+    def __post_init__(self) -> None:
+        check_number("bytes_per_s", self.bytes_per_s)
+        check_number("latency_s", self.latency_s, above=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +174,15 @@ class FleetConfig:
     """None: no request is refused for its wait."""
     pools: tuple[PoolConfig, ...] = ()
     """Unequal or scaled replicas; none given is one pool of the scenario's replicas."""
+    decode_router: str = "least-loaded"
+    """Chooses the decode replica when a prompt is prefilled."""
+    transfer: TransferConfig | None = None
+    """Needed with pools of roles ``prefill`` and ``decode``."""
+
+    @property
+    def disaggregated(self) -> bool:
+        """Whether prefill and decode are done by different replicas."""
+        return any(pool.role != "serve" for pool in self.pools)
 
     @property
     def steady(self) -> bool:
@@ -158,8 +190,19 @@ class FleetConfig:
         return self.failures is None and not self.pools
 
     def __post_init__(self) -> None:
-        check_router("router", self.router, ROUTERS)
+        check_choice("router", self.router, ROUTERS)
         check_number("report_interval_s", self.report_interval_s)
+        check_choice("decode_router", self.decode_router, DECODE_ROUTERS)
+        roles = sorted({pool.role for pool in self.pools})
+        if self.disaggregated and roles != ["decode", "prefill"]:
+            raise ValueError(
+                f"fleet: pools of role {' and '.join(roles)}; a disaggregated fleet has prefill "
+                "and decode pools, and no other"
+            )
+        if self.disaggregated != (self.transfer is not None):
+            raise ValueError(
+                "fleet: prefill and decode pools need 'transfer', and only they; add or remove it"
+            )
         if sum(pool.replicas is None for pool in self.pools) > 1:
             raise ValueError(
                 "fleet: several pools without 'replicas'; at most one takes the scenario's count"

@@ -135,7 +135,7 @@ def advance(
         if memory.steps.size > 0 and state.logged == memory.steps.size:
             return PAUSED
         start_s = state.now_s
-        state.left_before = state.done
+        state.left_before = state.done + state.handed
         admitted = form_prefill_batch(memory, engine)
         finished = 0
         if admitted > 0:

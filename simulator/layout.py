@@ -28,6 +28,7 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("finish_s", np.float64),
     ("last_emit_s", np.float64),
     ("longest_itl_s", np.float64),
+    ("transfer_s", np.float64),
     ("difficulty", np.float64),
     ("step_state", np.float64),
     ("note", np.float64),
@@ -50,6 +51,7 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("retries", np.int32),
     ("status", np.int8),
     ("drafts", np.int8),
+    ("kv_ready", np.int8),
 ]
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 """``ready_s`` when its replica may queue it, ``arrival_s`` unless it was sent again;
@@ -57,7 +59,8 @@ REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 prefill before (again) decoding; ``history`` decode rounds since admission, ``undrafted`` those of
 all its rounds that nothing was drafted for; ``verified`` draft tokens computed by the target and
 ``accepted`` of them committed; ``retries`` times it was sent again because its replica failed;
-``drafts`` whether the last plan wants a draft for its next step, ``note`` what it noted."""
+``drafts`` whether the last plan wants a draft for its next step, ``note`` what it noted;
+``kv_ready`` 1 while its prompt's KV waits to be admitted after a transfer of ``transfer_s``."""
 
 STATE = np.dtype(
     [
@@ -79,6 +82,8 @@ STATE = np.dtype(
         ("chunked", np.int64),
         ("batch_full", np.int64),
         ("done", np.int64),
+        ("handed", np.int64),
+        ("outgoing", np.int64),
         ("left_before", np.int64),
         ("logged", np.int64),
         ("steps", np.int64),
@@ -99,15 +104,16 @@ STATE = np.dtype(
     align=True,
 )
 """``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
-still to be prefilled or found in the cache, for it and the queue; ``left_before`` counts the
-requests that had left the replica when its last step began, which is all that a router may know
+still to be prefilled or found in the cache, for it and the queue; ``handed`` counts requests
+handed over after their prefill, the last ``outgoing`` of them in the outbox; ``left_before`` counts
+the requests that had left the replica when its last step began, which is all that a router may know
 while that step runs; ``least_tokens`` and ``most_tokens`` bound the target's decode forwards,
 ``most_requests`` their batch; ``drafts_new`` says whether a request that starts to decode is
 drafted for: if the last plan drafted for any; ``prefills_since`` counts the prefill steps since the
 last decode step, ``prefills_per_step`` averages that."""
 
 BLOCK = np.dtype(
-    [("resident", np.int8), ("locks", np.int32), ("before", np.int64), ("after", np.int64)],
+    [("resident", np.int8), ("locks", np.int32), ("before", np.int32), ("after", np.int32)],
     align=True,
 )
 """A prefix block: whether its KV is in memory, who holds it, its neighbours in LRU order."""
@@ -156,6 +162,7 @@ class Engine(NamedTuple):
     least_new_token_ratio: float
     new_token_ratio_decay: float
     admission_new_tokens: int
+    prefill_only: bool
     closed_loop: bool
     seed: int
 
@@ -172,6 +179,8 @@ class Memory(NamedTuple):
     host makes it longer when it must."""
     queue: npt.NDArray[np.int64]
     """Ring buffer of waiting request numbers, with room for all that the replica holds."""
+    outbox: npt.NDArray[np.int64]
+    """Requests handed over since the host looked last; with room for all that the replica holds."""
     running: npt.NDArray[np.int64]
     """[max_running] request numbers in batch order."""
     free_slots: npt.NDArray[np.int32]
@@ -235,6 +244,7 @@ def make_memory(
         requests=requests,
         inbox=np.zeros(0, np.int64),
         queue=np.zeros(1, np.int64),
+        outbox=np.zeros(0, np.int64),
         running=np.zeros(running, np.int64),
         free_slots=np.zeros(running, np.int32),
         ring=np.zeros((running, engine.lag_steps + 1, gamma)),
@@ -264,6 +274,8 @@ def make_memory(
 def clear_memory(memory: Memory, engine: Engine) -> None:
     """Drop all requests and all KV, as a restart does; clock, counters and step log stay."""
     state = memory.state
+    if state["resident_blocks"][0] > 0:  # an empty array is left untouched, and out of memory
+        memory.blocks[:] = 0
     for name in (
         "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
         "waiting_tokens", "running", "batch_full", "prefills_since", "prefills_per_step",
@@ -275,4 +287,3 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     state["last_decode_s"] = -1.0
     state["drafts_new"] = 1
     memory.free_slots[:] = np.arange(engine.max_running)[::-1]
-    memory.blocks[:] = 0

@@ -112,6 +112,7 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
         "retractions": int(state["retractions"].sum()),
         "retried": int((requests["retries"] > 0).sum()),
+        "transfer_ms": _percentiles_ms(np.where(finished, requests["transfer_s"], np.nan)),
         "replicas_mean": _ratio(float(replica_s.sum()), duration_s),
         "replicas_most": _most_at_once(outcome),
         "gpu_hours": round(float((replica_s * _gpus(outcome)).sum()) / 3600, 6),

@@ -18,6 +18,7 @@ from simulator.fleet_config import AutoscaleConfig, FleetConfig, PoolConfig
 class Pool:
     """Equal replicas."""
 
+    role: str
     replicas: int
     """At the start."""
     cost_model: CostModel
@@ -33,6 +34,11 @@ class Pool:
     def kv_pool_tokens(self) -> int:
         """KV memory of one replica: the engine's setting, or the cost model's."""
         return self.engine.kv_pool_tokens or self.cost_model.kv_pool_tokens
+
+    def kv_bytes(self, tokens: int) -> int:
+        """Bytes of the KV of so many tokens. Needs a memory block."""
+        assert self.cost_model.memory is not None
+        return tokens * self.cost_model.memory.kv_bytes_per_token
 
     @property
     def longest_request_tokens(self) -> int:
@@ -61,11 +67,17 @@ def make_pools(
         if name is not None and name not in pool_models:
             raise ValueError(f"fleet: the pool's cost model {name!r} is not loaded; pass it along")
         pool = Pool(
+            role=given.role,
             replicas=given.replicas or replicas,
             cost_model=cost_model if name is None else pool_models[name],
             engine=given.engine or engine,
             autoscale=given.autoscale,
         )
+        if pool.role == "prefill" and pool.cost_model.memory is None:
+            raise ValueError(
+                f"cost model {pool.cost_model.name!r} has no memory block, so the size of the KV "
+                "to transfer is unknown; add one"
+            )
         scale = pool.autoscale
         if scale and not scale.least <= pool.replicas <= scale.most:
             raise ValueError(

@@ -2,7 +2,8 @@
 
 First come, first served; a running chunked prefill goes first; a request is admitted when its
 prompt and a share (``new_token_ratio``) of the output it might still produce fit into free and
-evictable KV. Source: SGLang 0.5.21, managers/schedule_policy.py (PrefillAdder). Knows no policy.
+evictable KV; one whose KV was transferred here joins the decode batch without a step. Source:
+SGLang 0.5.21, managers/schedule_policy.py (PrefillAdder). Knows no policy.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from simulator.kv_cache import (
     lock_prefix,
     pages_of,
     private_pages,
+    release_kv,
     share_computed_blocks,
     unlock_prefix,
 )
 from simulator.latency import count_itl
-from simulator.layout import COMPLETED, PREFILLING, RUNNING, Engine, Memory
+from simulator.layout import COMPLETED, PREFILLING, RUNNING, WAITING, Engine, Memory
 
 
 @compiled
@@ -65,6 +67,43 @@ def _take(memory: Memory, engine: Engine, r: int, tokens: int, n: int) -> bool:
 
 
 @compiled
+def _adopt(memory: Memory, engine: Engine, r: int, room_tokens: float) -> bool:
+    """Admit the first in the queue with the KV that was transferred, if there is room for it.
+
+    Its KV is private, and room for its output is reserved like for a prefilled one.
+    """
+    state = memory.state[0]
+    request = memory.requests[r]
+    kv_tokens = request.prompt_tokens + request.generated - 1
+    new = assumed_new_tokens(memory, engine, r)
+    if kv_tokens + new + engine.page_tokens >= room_tokens:
+        return False
+    pages = pages_of(engine, kv_tokens)
+    if not evict_until(memory, engine, pages):
+        return False
+    _pop_waiting(memory)
+    state.free_pages -= pages
+    state.waiting_tokens -= request.prompt_tokens + request.generated
+    request.kv_len = kv_tokens
+    request.kv_ready = 0
+    start_running(memory, r)
+    return True
+
+
+@compiled
+def _hand_over(memory: Memory, engine: Engine, r: int) -> None:
+    """The prompt is done and another replica decodes; its full blocks stay in the cache here."""
+    state = memory.state[0]
+    release_kv(memory, engine, r)
+    memory.requests[r].status = WAITING
+    memory.requests[r].kv_ready = 1
+    memory.outbox[state.outgoing] = r
+    state.outgoing += 1
+    state.handed += 1
+    state.batch_full = 0
+
+
+@compiled
 def form_prefill_batch(memory: Memory, engine: Engine) -> int:
     """Admit what fits into the next prefill step; return the number of requests in it.
 
@@ -100,6 +139,13 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
             break
         r = memory.queue[state.queue_head]
         request = memory.requests[r]
+        if request.kv_ready == 1:
+            room = available_pages(memory, engine) * page - reserved
+            if not _adopt(memory, engine, r, room):
+                state.batch_full = 1 if state.running + n > 0 else 0
+                break
+            reserved += assumed_new_tokens(memory, engine, r) + page
+            continue
         fill = request.prompt_tokens + request.generated
         cached = min(lock_prefix(memory, engine, r) * engine.block_tokens, fill - 1)
         extend = fill - cached
@@ -194,6 +240,8 @@ def finish_prefill_step(memory: Memory, engine: Engine, n: int) -> int:
         if request.generated >= request.output_limit:
             finish_request(memory, engine, r)
             finished += 1
+        elif engine.prefill_only:
+            _hand_over(memory, engine, r)
         else:
             start_running(memory, r)
     return finished

@@ -38,6 +38,7 @@ class ReplicaTables:
             max_requests=most,
             calibration=scenario.policy.calibration,
         )
+        self.pool = pool
         self.engine: Engine = scenario.compiled_engine(pool)
         self.truth = pool.cost_model.tables(most * (gamma + 1), most)
         self.acceptance = scenario.acceptance.tables(scenario.trace.domain_names)
@@ -78,6 +79,7 @@ class Replica:
         """Requests ever sent to it."""
         self.lost = 0
         """Requests it held when it failed, over all its failures."""
+        self.pool = tables.pool
         self.engine = tables.engine
         self.truth = tables.truth
         """Prices its steps."""
@@ -113,9 +115,14 @@ class Replica:
         return float(self._state["now_s"])
 
     @property
+    def _left(self) -> int:
+        """Requests that finished, were handed over or lost."""
+        return self.done + int(self._state["handed"]) + self.lost
+
+    @property
     def held(self) -> int:
         """Requests sent to it that have not left it."""
-        return self.sent - self.done - self.lost
+        return self.sent - self._left
 
     def left_by(self, time_s: float) -> int:
         """Requests that had left it by ``time_s``, up to which it has been advanced.
@@ -123,7 +130,7 @@ class Replica:
         A step that still runs then has shown nothing yet.
         """
         if self.now_s <= time_s:
-            return self.done + self.lost
+            return self._left
         return int(self._state["left_before"]) + self.lost
 
     @property
@@ -157,7 +164,16 @@ class Replica:
             queue = _at_least(queue, self.held + 1)
             queue[: waiting.size] = waiting
             state["queue_head"] = 0
-        self.memory = memory._replace(inbox=inbox, queue=queue)
+        outbox = memory.outbox
+        if self.engine.prefill_only:
+            outbox = _at_least(outbox, self.held)
+        self.memory = memory._replace(inbox=inbox, queue=queue, outbox=outbox)
+
+    def take_outgoing(self) -> list[int]:
+        """The requests handed over since the last call."""
+        outgoing = self.memory.outbox[: self._state["outgoing"]].tolist()
+        self._state["outgoing"] = 0
+        return outgoing
 
     def _inbox(self) -> npt.NDArray[np.int64]:
         state = self._state

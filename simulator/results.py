@@ -21,8 +21,8 @@ from simulator.layout import STATUS_NAMES, STEP_NAMES, Records
 from simulator.scenario import Outcome
 
 _REQUEST_COLUMNS = (
-    "arrival_s", "first_token_s", "finish_s", "longest_itl_s", "prompt_tokens", "generated",
-    "cached_tokens", "rounds", "verified", "accepted", "retractions", "retries",
+    "arrival_s", "first_token_s", "finish_s", "longest_itl_s", "transfer_s", "prompt_tokens",
+    "generated", "cached_tokens", "rounds", "verified", "accepted", "retractions", "retries",
 )  # fmt: skip
 _STEP_COLUMNS = (
     "start_s", "duration_s", "predicted_s", "expected_tokens", "requests", "computed_tokens",

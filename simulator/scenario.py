@@ -143,6 +143,7 @@ class Scenario:
             block_tokens=self.trace.block_tokens,
             seed=self.seed,
             closed_loop=self.concurrency is not None,
+            prefill_only=pool.role == "prefill",
         )
 
 
@@ -168,7 +169,7 @@ def request_records(scenario: Scenario) -> Records:
     requests = np.zeros(len(trace), REQUEST)
     requests["arrival_s"] = (trace.arrival_s - trace.arrival_s[0]) / scenario.rate_factor
     requests["ready_s"] = requests["arrival_s"]
-    for name in ("first_token_s", "finish_s", "last_emit_s"):
+    for name in ("first_token_s", "finish_s", "last_emit_s", "transfer_s"):
         requests[name] = np.nan
     requests["prompt_tokens"] = trace.prompt_tokens
     requests["output_limit"] = np.minimum(trace.output_tokens, most - trace.prompt_tokens)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_scenes import scenario, trace
 
+import simulator.fleet
 from simulator.failures import failure_gaps_s
 from simulator.fleet import simulate
 from simulator.fleet_config import ROUTERS, FailureAt, FailureConfig, FleetConfig
@@ -106,6 +107,38 @@ def test_a_failure_that_never_comes_changes_nothing() -> None:
     plain = simulate(scenario("fixed", requests, replicas=2))
     spared = failing(requests, 2, restart_s=1.0, at=(FailureAt(replica=1, at_s=1e6),))
     assert columns(spared.requests) == columns(plain.requests)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("bundle", [1, 7])
+def test_how_time_is_cut_into_windows_changes_nothing(
+    bundle: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = trace(300, rate=30.0, block_tokens=64)
+    outcomes = []
+    for size in (simulator.fleet._BUNDLE, bundle):
+        monkeypatch.setattr(simulator.fleet, "_BUNDLE", size)
+        outcomes.append(failing(requests, 3, mean_time_between_s=3.0, restart_s=1.0))
+    assert (outcomes[0].requests["retries"] > 0).any()
+    assert columns(outcomes[0].requests) == columns(outcomes[1].requests)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("share", [0.2, 0.6])
+def test_an_interruption_leaves_every_request_in_the_accounts(share: float) -> None:
+    def stop(done: int) -> None:
+        if done > share * 300:
+            raise KeyboardInterrupt
+
+    fleet = FleetConfig(
+        router="least-loaded", failures=FailureConfig(mean_time_between_s=2.0, restart_s=1.0)
+    )
+    case = scenario("fixed", trace(300, rate=30.0), replicas=2, fleet=fleet)
+    outcome = simulate(case, on_progress=stop)
+    assert outcome.interrupted
+    row = accounts(outcome)
+    assert share * 300 < row["completed"] < 300
+    assert row["unfinished"] == 300 - row["completed"]
 
 
 @pytest.mark.law

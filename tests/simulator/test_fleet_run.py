@@ -105,4 +105,4 @@ def test_an_unknown_router_flag_is_refused(
 ) -> None:
     config = configured(tmp_path, {})
     assert main(["--config", str(config), "--router", "best", "--out", str(tmp_path / "o")]) == 2
-    assert "router 'best' is unknown; routers: round-robin" in capsys.readouterr().err
+    assert "router 'best' is unknown; known: round-robin" in capsys.readouterr().err

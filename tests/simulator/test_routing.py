@@ -189,7 +189,7 @@ def test_the_inbox_keeps_everybody_in_the_order_of_readiness(
     ("settings_", "words"),
     [
         ({"router": "least-load"}, "did you mean least-loaded"),
-        ({"router": "random"}, "routers: round-robin, least-loaded"),
+        ({"router": "random"}, "known: round-robin, least-loaded"),
         ({"report_interval_s": 0.0}, "report_interval_s 0.0 must be a finite number above 0"),
     ],
 )
