@@ -11,5 +11,7 @@ Around them: ``scenario`` (inputs and outcome), ``config`` (engine settings), ``
 records), ``prefill`` and ``kv_cache`` (SGLang's admission and memory), ``acceptance*`` and ``rng``
 (what the target accepts and what the drafter believed), ``reference`` (the same law in plain
 Python), ``laws`` (conservation), ``slo``, ``latency``; ``run``, ``run_config``, ``study``,
-``report`` and ``results`` are the command ``python -m simulator.run``.
+``report`` and ``results`` are the command ``python -m simulator.run``; ``capacity`` searches fleet
+sizes and traffics, ``mistakes`` makes beliefs wrong, ``capacity_study`` asks what
+``python -m analysis.capacity`` reports.
 """
