@@ -136,6 +136,7 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     model, chosen = report["cost_model"], report["chosen"]
     said = [
         f"Cost model {model['name']} ({model['origin']}) {_ORIGIN_SAYS[model['origin']]}."
+        + _parts(model)
         + _fit(model["fit_error"])
     ]
     if report["traffic"][chosen]["replica_req_s"] is None:
@@ -154,6 +155,15 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     if chosen in report["mistakes"]["policies"]:
         said.append(_robust(report))
     return said
+
+
+def _parts(model: dict[str, Any]) -> str:
+    """The parts that are less than the whole claims to be."""
+    less = [part for part, origin in model["origins"].items() if origin == "analytic"]
+    if model["origin"] == "analytic" or not less:
+        return ""
+    verb = "is" if len(less) == 1 else "are"
+    return f" Its {_listed(less)} {verb} analytic all the same."
 
 
 def _fit(error: dict[str, Any] | None) -> str:
@@ -190,13 +200,13 @@ def _robust(report: dict[str, Any]) -> str:
     for i, load in enumerate(mistakes["concurrency"]):
         changes = mistakes["policies"][chosen][i]
         worst = min(range(len(changes)), key=lambda k: changes[k])
-        if changes[worst] < 0:
+        if changes[worst] <= -0.0005:
             parts.append(
-                f"at most {percent(-changes[worst])} % at {load} concurrent requests "
+                f"at most {percent(-changes[worst])} % at {count(load, 'concurrent request')} "
                 f"({mistakes['labels'][worst]})"
             )
         else:
-            parts.append(f"nothing at {load} concurrent requests")
+            parts.append(f"nothing at {count(load, 'concurrent request')}")
     return (
         "Wrong beliefs (step costs ±20 %, confidences shifted or scaled) cost it "
         f"{' and '.join(dict.fromkeys(parts))} of its throughput."
