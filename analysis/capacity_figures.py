@@ -1,20 +1,17 @@
 """The figures of the capacity report: which panels stand together, what each is called and says.
 
-Owns headings, captions, alternative texts and the provenance under every figure. Draws from the
-record of ``capacity_report`` alone; the trace's own picture is ``traces.picture``.
+Owns headings, captions and alternative texts. Draws from the record of ``capacity_report`` alone;
+the trace's own picture is ``traces.picture``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analysis.capacity_panels import (
     draw_bars,
@@ -24,34 +21,20 @@ from analysis.capacity_panels import (
     draw_sizes,
     mark_goal,
 )
+from analysis.capacity_sheet import Drawing, closed_loop_replay, report_sheet
 from analysis.capacity_words import number, percent
-from analysis.page import Panel, footer_lines, settle, sheet
+from analysis.page import Panel, settle
 from analysis.panels import draw_budget, draw_cdf, draw_frontier, draw_throughput
-from analysis.replays import Replay, Row, Settings, Summary
-from analysis.series import Series, make_series, short_name
+from analysis.series import Series, make_series
 from analysis.style import page_style
 from traces import Trace
 from traces.picture import draw
 from traces.statistics import statistics
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Drawing:
-    """A figure and the words around it."""
-
-    key: str
-    """Anchor of its section."""
-    title: str
-    figure: Figure
-    caption: str
-    """What to look at, in a sentence or two."""
-    alternative: str
-    """What it shows, for who does not see it."""
-
-
 def draw_all(report: dict[str, Any], trace: Trace) -> list[Drawing]:
     """Every figure of the report, in the order of its sections."""
-    series = make_series([_closed_loop_replay(report)])
+    series = make_series([closed_loop_replay(report)])
     with page_style():
         return [
             _fleet(report, series),
@@ -61,78 +44,6 @@ def draw_all(report: dict[str, Any], trace: Trace) -> list[Drawing]:
             _crossovers(report, series),
             _trace_picture(report, trace),
         ]
-
-
-def _closed_loop_replay(report: dict[str, Any]) -> Replay:
-    """The closed-loop runs in the form that the panels of ``analysis.panels`` read."""
-    loop = report["closed_loop"]
-    rows = [
-        Row(
-            policy=label,
-            concurrency=load,
-            requests=row["requests"],
-            output_tok_s=row["output_tok_s"],
-            tok_s_user_p50=row["tok_s_user_p50"],
-            verify_tokens_per_request_step=row["verify_tokens_per_request_step"],
-        )
-        for label in report["policies"]
-        for load, row in zip(loop["concurrency"], loop["policies"][label], strict=True)
-    ]
-    model = report["cost_model"]
-    return Replay(
-        path=Path(report["trace"]["name"]),
-        summary=Summary(
-            trace=report["trace"]["name"],
-            trace_sha256=report["trace"]["sha256"],
-            cost_model=model["name"],
-            cost_model_origin=model["origin"],
-            acceptance=report["acceptance"],
-            seed=report["seed"],
-            slo=report["slo"]["name"],
-            replicas=1,
-            gpus=model["gpus"],
-            interrupted=False,
-            policies=rows,
-        ),
-        settings=Settings(rate=1.0, engine={}, provenance={"version": report["version"]}),
-    )
-
-
-def provenance(report: dict[str, Any], scene: str) -> list[str]:
-    """The footer of a figure: ``scene`` says what was simulated for it."""
-    trace, model, slo = report["trace"], report["cost_model"], report["slo"]
-    return footer_lines(
-        [
-            f"Simulated from trace {trace['name']} (sha256 {trace['sha256'][:12]}, "
-            f"{trace['requests']:,} requests)",
-            scene,
-            f"cost model {short_name(model['name'])} ({model['origin']})",
-            f"acceptance {report['acceptance']}",
-            f"SLO {slo['name']} (TTFT {slo['ttft_ms']:.4g} ms, TPOT {slo['tpot_ms']:.4g} ms)",
-            f"seed {report['seed']}",
-            f"sglang-dspark {report['version']}",
-        ]
-    )
-
-
-def _heading(report: dict[str, Any], what: str) -> str:
-    return f"{report['trace']['name']} on {short_name(report['cost_model']['name'])}: {what}"
-
-
-def _sheet(
-    report: dict[str, Any],
-    series: Sequence[Series],
-    panels: Sequence[Panel],
-    what: str,
-    scene: str,
-) -> Figure:
-    return sheet(
-        panels,
-        series,
-        heading=_heading(report, what),
-        footer=provenance(report, scene),
-        columns=2,
-    )
 
 
 def _goal(report: dict[str, Any]) -> str:
@@ -190,7 +101,7 @@ def _fleet(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     return Drawing(
         key="fleet",
         title="How many GPUs at which traffic",
-        figure=_sheet(
+        figure=report_sheet(
             report, series, panels, f"fleets for {_goal(report)}",
             f"fleets of equal replicas of {report['cost_model']['gpus']} GPU, round-robin",
         ),
@@ -227,7 +138,7 @@ def _sweep(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     return Drawing(
         key="interactivity",
         title="Throughput against interactivity, and the verification budget",
-        figure=_sheet(
+        figure=report_sheet(
             report, series, panels,
             f"closed loop at concurrency {loads[0]} to {loads[-1]}",
             "one replica, each client sends its next request when one ends",
@@ -299,7 +210,7 @@ def _load(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     return Drawing(
         key="attainment",
         title="SLO attainment against load",
-        figure=_sheet(
+        figure=report_sheet(
             report, series, panels,
             f"one replica under {_goal(report)}",
             "one replica, the trace's arrivals stretched and compressed",
@@ -334,7 +245,7 @@ def _latencies(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     return Drawing(
         key="latencies",
         title="Latency distributions",
-        figure=_sheet(
+        figure=report_sheet(
             report, series, panels, f"one replica{at}{why}",
             f"one replica, rate ×{number(point['rate'])}",
         ),
@@ -373,7 +284,7 @@ def _crossovers(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     return Drawing(
         key="crossovers",
         title="Where each policy pays, and what wrong beliefs cost",
-        figure=_sheet(
+        figure=report_sheet(
             report, series, panels, "gains, regret and robustness in a closed loop",
             "one replica, each client sends its next request when one ends",
         ),

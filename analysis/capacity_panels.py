@@ -27,9 +27,9 @@ def draw_sizes(
 ) -> None:
     """GPUs that hold each traffic; policies stand side by side, an arrow says "more than that"."""
     step = 0.8 / max(1, len(series))
-    largest = max(
-        (f["policies"][one.label]["gpus"] or 0 for f in fleets for one in series), default=1
-    )
+    found = [f["policies"][one.label]["gpus"] for f in fleets for one in series]
+    known_sizes = [size for size in found if size] or [1]
+    largest = max(known_sizes)
     for place, one in enumerate(series):
         shift = (place - (len(series) - 1) / 2) * step
         style = one.look.line() | {"linestyle": "none", "markersize": 6}
@@ -51,14 +51,14 @@ def draw_sizes(
         [f"{number(f['offered_req_s'])}\n×{number(f['rate'])}" for f in fleets],
     )
     if largest > 20:
-        log_axis(axes, "y", 0.8, max(largest, 1) * 1.6)
+        log_axis(axes, "y", min(known_sizes) / 1.4, largest * 1.6)
     else:
-        axes.set_ylim(0.0, max(largest, 1) * 1.15)
+        axes.set_ylim(0.0, largest * 1.15)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         plain_axis(axes, "y")
     axes.set_xlabel("traffic (requests/s, and as a factor on the trace)")
     axes.set_ylabel("fewest GPUs that hold it")
-    if any(f["policies"][one.label]["gpus"] is None for f in fleets for one in series):
+    if None in found:
         note = f"↑ not held by up to {most} replicas"
         text = axes.text(0.02, 0.93, note, transform=axes.transAxes, fontsize=7.5, va="top")
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])

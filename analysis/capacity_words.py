@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from simulator.capacity_study import TOLERANCE
+
 REGRET = 0.02
 """Loss at low load from which the answer warns."""
 _ORIGIN_SAYS = {
@@ -87,7 +89,7 @@ def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
     gpus = report["cost_model"]["gpus"]
     sentences = [
         f"One replica ({count(gpus, 'GPU')}) holds {number(held)} requests/s under it, with "
-        f"{objective(report)}.{_next_best(report)}"
+        f"{objective(report)}.{_closest(report)}"
     ]
     for fleet in (report["fleets"][0], report["fleets"][-1])[: len(report["fleets"])]:
         ours = fleet["policies"][chosen]
@@ -102,7 +104,7 @@ def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
     return {"headline": f"Deploy {chosen}.", "sentences": list(dict.fromkeys(sentences))}
 
 
-def _next_best(report: dict[str, Any]) -> str:
+def _closest(report: dict[str, Any]) -> str:
     others = {
         label: found["replica_req_s"]
         for label, found in report["traffic"].items()
@@ -111,7 +113,7 @@ def _next_best(report: dict[str, Any]) -> str:
     if not others:
         return "" if len(report["traffic"]) == 1 else " No other policy holds any traffic."
     best = max(others, key=lambda label: others[label])
-    return f" The next best, {best}, holds {number(others[best])}."
+    return f" The closest, {best}, holds {number(others[best])}."
 
 
 def _others(fleet: dict[str, Any], chosen: str) -> str:
@@ -134,10 +136,16 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     model, chosen = report["cost_model"], report["chosen"]
     said = [
         f"Cost model {model['name']} ({model['origin']}) {_ORIGIN_SAYS[model['origin']]}."
+        + _parts(model)
         + _fit(model["fit_error"])
     ]
     if report["traffic"][chosen]["replica_req_s"] is None:
         return said
+    said.append(
+        f"It is the policy whose replica holds the most traffic; of those within "
+        f"{percent(TOLERANCE, 0)} % of it, the "
+        "one with the most throughput in a full batch."
+    )
     said.append(_compared(report))
     regret = report["low_load_regret"][chosen]
     said.append(
@@ -147,6 +155,15 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     if chosen in report["mistakes"]["policies"]:
         said.append(_robust(report))
     return said
+
+
+def _parts(model: dict[str, Any]) -> str:
+    """The parts that are less than the whole claims to be."""
+    less = [part for part, origin in model["origins"].items() if origin == "analytic"]
+    if model["origin"] == "analytic" or not less:
+        return ""
+    verb = "is" if len(less) == 1 else "are"
+    return f" Its {_listed(less)} {verb} analytic all the same."
 
 
 def _fit(error: dict[str, Any] | None) -> str:
@@ -183,13 +200,13 @@ def _robust(report: dict[str, Any]) -> str:
     for i, load in enumerate(mistakes["concurrency"]):
         changes = mistakes["policies"][chosen][i]
         worst = min(range(len(changes)), key=lambda k: changes[k])
-        if changes[worst] < 0:
+        if changes[worst] <= -0.0005:
             parts.append(
-                f"at most {percent(-changes[worst])} % at {load} concurrent requests "
+                f"at most {percent(-changes[worst])} % at {count(load, 'concurrent request')} "
                 f"({mistakes['labels'][worst]})"
             )
         else:
-            parts.append(f"nothing at {load} concurrent requests")
+            parts.append(f"nothing at {count(load, 'concurrent request')}")
     return (
         "Wrong beliefs (step costs ±20 %, confidences shifted or scaled) cost it "
         f"{' and '.join(dict.fromkeys(parts))} of its throughput."

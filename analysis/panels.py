@@ -121,12 +121,6 @@ def draw_frontier(axes: Axes, series: Sequence[Series], *, least_tok_s: float | 
         for x, y, load in zip(xs, ys, loads, strict=True):
             if load is not None and y > outermost.get(load, (0.0, 0.0))[1]:
                 outermost[load] = (x, y)
-    for load in _spaced(sorted(outermost)):
-        point = outermost[load]
-        note = axes.annotate(
-            f"{load}", point, xytext=(5, 5), textcoords="offset points", fontsize=7.5, color=INK
-        )
-        note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     if speeds and max(speeds) >= 5.0 * min(speeds):
         log_axis(axes, "x", min(speeds) / 1.2, max(speeds) * 1.25)
     else:
@@ -134,10 +128,31 @@ def draw_frontier(axes: Axes, series: Sequence[Series], *, least_tok_s: float | 
         plain_axis(axes, "x")
     axes.set_ylim(0.0, axes.get_ylim()[1] * 1.06)
     plain_axis(axes, "y")
+    _name_points(axes, outermost)
     axes.set_xlabel("speed of the median user (output tok/s)")
     axes.set_ylabel("output tok/s per GPU")
     if speeds and least_tok_s is not None and min(speeds) / 1.1 < least_tok_s < max(speeds):
         mark_bound(axes, least_tok_s)
+
+
+def _name_points(axes: Axes, points: dict[int, tuple[float, float]]) -> None:
+    """Concurrencies beside their points, the highest first; one that would cover another is left
+    out."""
+    kept: list[tuple[float, float]] = []
+    for load in reversed(_spaced(sorted(points))):
+        place = axes.transAxes.inverted().transform(axes.transData.transform(points[load]))
+        if any(abs(place[0] - x) < 0.08 and abs(place[1] - y) < 0.05 for x, y in kept):
+            continue
+        kept.append((float(place[0]), float(place[1])))
+        note = axes.annotate(
+            f"{load}",
+            points[load],
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=INK,
+        )
+        note.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
 def _concurrency_axis(axes: Axes, series: Sequence[Series]) -> None:

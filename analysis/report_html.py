@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from analysis import capacity_tables as tables
-from analysis.capacity_figures import Drawing, provenance
+from analysis.capacity_sheet import Drawing, provenance
 from analysis.capacity_words import objective
 from analysis.style import page_bytes
 

@@ -17,7 +17,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
-from analysis.capacity_figures import Drawing, provenance
+from analysis.capacity_sheet import Drawing, provenance
 from analysis.capacity_tables import Table, policies, sizes
 from analysis.capacity_words import objective
 from analysis.style import page_style

@@ -56,6 +56,7 @@ _DASHED = (0, (4.5, 1.8))
 _DOTTED = (0, (1, 1.3))
 _DASH_DOT = (0, (5, 1.4, 1, 1.4))
 _LONG = (0, (9, 2))
+_LONG_DOT = (0, (9, 1.4, 1.6, 1.4))
 _DASH_DOT_DOT = (0, (5, 1.4, 1, 1.4, 1, 1.4))
 
 POLICY_LOOKS = {
@@ -65,7 +66,7 @@ POLICY_LOOKS = {
     "early_stop": Look(colour="#56b4e9", dash=_DASH_DOT_DOT, marker="v"),
     "global": Look(colour="#0072b2", dash=_SOLID, marker="o"),
     "sglang": Look(colour="#009e73", dash=_LONG, marker="D"),
-    "goodput": Look(colour="#e69f00", dash=_SOLID, marker="P", width=2.6),
+    "goodput": Look(colour="#e69f00", dash=_LONG_DOT, marker="P", width=2.4),
 }
 """A policy looks the same on every page."""
 

@@ -13,5 +13,7 @@ records), ``prefill`` and ``kv_cache`` (SGLang's admission and memory), ``accept
 Python), ``laws`` (conservation), ``slo``, ``latency``. Of several replicas: ``fleet_config`` and
 ``pools`` (settings), ``stage`` (replicas behind one router), ``replica``, ``routing``,
 ``failures``, ``autoscale``, ``shedding``, ``disaggregation``. ``run``, ``run_config``, ``study``,
-``report`` and ``results`` are the command ``python -m simulator.run``.
+``report`` and ``results`` are the command ``python -m simulator.run``; ``capacity`` searches fleet
+sizes and traffics, ``mistakes`` makes beliefs wrong, ``capacity_study`` asks what
+``python -m analysis.capacity`` reports.
 """

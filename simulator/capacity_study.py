@@ -10,7 +10,6 @@ trace. Closed loops replay its beginning: enough requests for every client to se
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +39,12 @@ Answer = dict[str, Any]
 
 LOADS = (0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.2, 1.5)
 """Loads of one replica, as shares of the most that any policy holds."""
+TOLERANCE = 0.02
+"""Of the most traffic that a replica holds; policies this close are chosen by other means."""
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUANTILES = tuple(np.linspace(0.0, 1.0, 201).tolist())
+_NEAR_FULL = 4
+"""Place in ``LOADS`` of a replica that is all but full."""
 _REQUESTS_PER_CLIENT = 16
 _LEAST_REQUESTS = 320
 
@@ -68,7 +71,7 @@ class TrafficQuestion:
     def answer(self) -> Answer:
         """``rate_factor`` and ``misses_at`` of the trace's rate, and the saturated rate."""
         capacity = replica_capacity(self.scenario)
-        found = most_traffic(self.scenario, self.goal, capacity_req_s=capacity)
+        found = most_traffic(self.scenario, self.goal, tolerance=TOLERANCE, capacity_req_s=capacity)
         return {
             "capacity_req_s": capacity,
             "rate_factor": found.rate_factor,
@@ -150,7 +153,6 @@ class PointQuestion:
                 "attainment": float(met[label].mean()),
                 "attainment_difference": None if label == self.chosen else difference,
                 "differences": paired_difference(outcome.requests, theirs),
-                "in_system": measure(outcome, self.goal.slo)["requests_in_system_mean"],
             }
         return found
 
@@ -231,7 +233,8 @@ class Findings:
     closed: dict[str, list[Answer]]
     """By concurrency, in the inquiry's order."""
     chosen: str
-    """The policy whose one replica holds the most traffic."""
+    """The policy whose one replica holds the most traffic; of those within ``TOLERANCE`` of it,
+    the one with the most throughput in a full batch, which is what an overload meets."""
     point_rate: float
     """The traffic it just holds, as a factor on the trace's rate."""
     point: dict[str, Answer]
@@ -272,8 +275,8 @@ def ask(
 
     traffics = answers([TrafficQuestion(scenario=run.scenario, goal=goal) for run in runs])
     traffic = {run.label: one for run, one in zip(runs, traffics, strict=True)}
-    chosen = max(traffic, key=lambda label: traffic[label]["rate_factor"] or 0.0)
-    anchor = traffic[chosen]["rate_factor"] or _half_saturated(inquiry, traffic)
+    most = max(one["rate_factor"] or 0.0 for one in traffics)
+    anchor = most or _half_saturated(inquiry, traffic)
     load_rates = tuple(anchor * share for share in LOADS)
     sized: list[Question] = [
         SizeQuestion(
@@ -294,36 +297,52 @@ def ask(
         for run in runs
         for clients in inquiry.concurrencies
     ]
-    at_point = tuple(
-        dataclasses.replace(run, scenario=replace(run.scenario, rate_factor=anchor)) for run in runs
+    found = answers([*sized, *loaded, *looped])
+    ends = np.cumsum([len(sized), len(loaded)]).tolist()
+    loads = _by_policy(runs, found[ends[0] : ends[1]])
+    closed = _by_policy(runs, found[ends[1] :])
+    chosen = _choice(traffic, closed)
+    point_rate = traffic[chosen]["rate_factor"] or anchor
+    compared = PointQuestion(
+        runs=tuple(_at_rate(run, point_rate) for run in runs), goal=goal, chosen=chosen
     )
-    compared = PointQuestion(runs=at_point, goal=goal, chosen=chosen)
-    found = answers([*sized, *loaded, *looped, compared])
-    ends = np.cumsum([len(sized), len(loaded), len(looped)]).tolist()
-    in_system = found[-1][chosen]["in_system"] or 1.0
+    in_system = loads[chosen][_NEAR_FULL]["requests_in_system_mean"] or 1.0
     near = min(inquiry.concurrencies, key=lambda c: abs(math.log(c / in_system)))
     credulous = [run for run in runs if believes(run.scenario.policy)]
     mistake_loads = (near, inquiry.concurrencies[-1])
-    mistakes = answers(
+    last = answers(
         [
-            ClosedQuestion(scenario=closed_loop(run.scenario, c), goal=goal, mistake=mistake)
-            for run in credulous
-            for c in mistake_loads
-            for mistake in MISTAKES
+            compared,
+            *(
+                ClosedQuestion(scenario=closed_loop(run.scenario, c), goal=goal, mistake=mistake)
+                for run in credulous
+                for c in mistake_loads
+                for mistake in MISTAKES
+            ),
         ]
     )
     return Findings(
         traffic=traffic,
         sizes=_by_policy(runs, found[: ends[0]]),
         load_rates=load_rates,
-        loads=_by_policy(runs, found[ends[0] : ends[1]]),
-        closed=_by_policy(runs, found[ends[1] : ends[2]]),
+        loads=loads,
+        closed=closed,
         chosen=chosen,
-        point_rate=anchor,
-        point=found[-1],
+        point_rate=point_rate,
+        point=last[0],
         mistake_loads=mistake_loads,
-        mistakes=_by_policy(credulous, mistakes),
+        mistakes=_by_policy(credulous, last[1:]),
     )
+
+
+def _choice(traffic: dict[str, Answer], closed: dict[str, list[Answer]]) -> str:
+    held = {label: one["rate_factor"] or 0.0 for label, one in traffic.items()}
+    near = [label for label in held if held[label] * (1.0 + TOLERANCE) >= max(held.values())]
+    return max(near, key=lambda label: closed[label][-1]["output_tok_s"] or 0.0)
+
+
+def _at_rate(run: Run, rate: float) -> Run:
+    return replace(run, scenario=replace(run.scenario, rate_factor=rate))
 
 
 def _half_saturated(inquiry: Inquiry, traffic: dict[str, Answer]) -> float:
