@@ -41,7 +41,9 @@ class Load:
     @property
     def label(self) -> str:
         """As the report calls it."""
-        return f"rate {self.rate:g}" if self.concurrency is None else f"{self.concurrency} clients"
+        return (
+            f"rate {self.rate:g}" if self.concurrency is None else f"concurrency {self.concurrency}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,24 @@ class Bench:
                 raise KeyboardInterrupt
         return [self.known[trial] for trial in asked]
 
+    @staticmethod
+    def trials(
+        policies: Sequence[PolicyFile],
+        loads: Sequence[Load],
+        windows: Sequence[int],
+        *,
+        draws: Sequence[int] = (0,),
+        world: World = TRUE_WORLD,
+    ) -> list[Trial]:
+        """All combinations, the last argument fastest."""
+        return [
+            Trial(policy=policy, window=window, load=load, draw=draw, world=world)
+            for policy in policies
+            for load in loads
+            for window in windows
+            for draw in draws
+        ]
+
     def figures(
         self,
         policies: Sequence[PolicyFile],
@@ -175,14 +195,7 @@ class Bench:
         world: World = TRUE_WORLD,
     ) -> list[dict[str, Floats]]:
         """Per policy: [L, W] of every figure of ``Judged``, the mean over ``draws``."""
-        trials = [
-            Trial(policy=policy, window=window, load=load, draw=draw, world=world)
-            for policy in policies
-            for load in loads
-            for window in windows
-            for draw in draws
-        ]
-        rows = self.judge(trials)
+        rows = self.judge(self.trials(policies, loads, windows, draws=draws, world=world))
         shape = (len(policies), len(loads), len(windows), len(draws))
         tables = {
             name: np.array([getattr(row, name) for row in rows]).reshape(shape).mean(axis=3)

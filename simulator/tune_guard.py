@@ -27,8 +27,8 @@ DRIFTS = (
     World(logit_factor=0.8),
     World(logit_factor=1.25),
 )
-_DRAWS = range(100, 104)  # the search draws below
-_WORLD_DRAWS = range(100, 102)
+_DRAWS = range(1, 4)  # the search has draw 0
+_FEW_DRAWS = range(1, 2)
 _FIGURES = ("throughput", "goodput", "attainment", "speed")
 
 
@@ -36,6 +36,9 @@ _FIGURES = ("throughput", "goodput", "attainment", "speed")
 class Examination:
     """A tuned policy beside others, on held-out windows."""
 
+    objective: str
+    windows: int
+    """How many were held out."""
     gains: dict[str, Gain]
     """In the objective, over each incumbent, mean over loads."""
     rows: list[dict[str, Any]]
@@ -46,8 +49,38 @@ class Examination:
     """Per number of clients: throughput, the best other policy, regret."""
     worlds: list[dict[str, Any]]
     """Per wrong belief: the gain over the current policy there."""
-    reasons: list[str]
-    """Why not to roll out; empty where nothing speaks against it."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why not to roll out, a sentence each; empty where nothing speaks against it."""
+        (name, first), *others = self.gains.items()
+        reasons = []
+        if not first.proven:
+            reasons.append(
+                f"The gain in {self.objective} over {name} is within noise: {percent(first)} on "
+                f"{self.windows} held-out windows."
+            )
+        for other, against in others:
+            if against.high < 0:
+                reasons.append(f"{other} is better on held-out windows: {percent(against)}.")
+        if self.objective != "goodput" and self.attainment_lost > ATTAINMENT_SLACK:
+            reasons.append(
+                f"SLO attainment falls {self.attainment_lost:.1%} behind {name}'s, more than "
+                f"{ATTAINMENT_SLACK:.1%}."
+            )
+        worst = max(self.low_load, key=lambda row: float(row["regret"]))
+        if worst["regret"] > REGRET_LIMIT:
+            reasons.append(
+                f"At concurrency {worst['concurrency']} it loses {worst['regret']:.1%} of the "
+                f"throughput of {worst['best_other']}, more than {REGRET_LIMIT:.0%}."
+            )
+        if first.mean > 0:
+            reasons += [
+                f"With {row['belief']} the gain turns into a loss: {row['mean']:+.2%}."
+                for row in self.worlds
+                if row["mean"] < 0
+            ]
+        return reasons
 
     @property
     def no_difference(self) -> bool:
@@ -71,7 +104,7 @@ class Guard:
 
     def most_trials(self) -> int:
         """No more than so many simulations."""
-        worlds = 2 * (len(STALE_FACTORS) + len(DRIFTS)) * len(_WORLD_DRAWS)
+        worlds = 2 * (len(STALE_FACTORS) + len(DRIFTS)) * len(_FEW_DRAWS)
         judged = (1 + len(self.incumbents)) * len(_DRAWS)
         low = (1 + len(self.incumbents) + len(self.low_load_others)) * len(LOW_LOADS)
         return ((judged + worlds) * len(self.loads) + low) * len(self.windows)
@@ -93,27 +126,26 @@ class Guard:
             for name in policies
         ]
         lost = current["attainment"].mean(axis=1) - ours["attainment"].mean(axis=1)
-        found = Examination(
+        return Examination(
+            objective=self.objective,
+            windows=len(self.windows),
             gains=gains,
             rows=rows,
             attainment_lost=float(lost.max()),
             low_load=self._low_load(tuned),
             worlds=self._worlds(tuned),
-            reasons=[],
         )
-        found.reasons.extend(self._reasons(found))
-        return found
 
     def _figures(
         self, policies: Sequence[PolicyFile], world: World = TRUE_WORLD
     ) -> list[dict[str, Floats]]:
-        draws = _DRAWS if world is TRUE_WORLD else _WORLD_DRAWS
+        draws = _DRAWS if world is TRUE_WORLD else _FEW_DRAWS
         return self.bench.figures(policies, self.loads, self.windows, draws=draws, world=world)
 
     def _low_load(self, tuned: PolicyFile) -> list[dict[str, Any]]:
         others = {**self.incumbents, **self.low_load_others}
         loads = [Load(concurrency=clients) for clients in LOW_LOADS]
-        found = self.bench.figures([tuned, *others.values()], loads, self.windows)
+        found = self.bench.figures([tuned, *others.values()], loads, self.windows, draws=_FEW_DRAWS)
         tok_s = [figures["throughput"].mean(axis=1) for figures in found]
         rows = []
         for i, clients in enumerate(LOW_LOADS):
@@ -137,36 +169,6 @@ class Guard:
             found = gain(ours[self.objective], theirs[self.objective])
             rows.append({"belief": world.label} | rounded(found))
         return rows
-
-    def _reasons(self, found: Examination) -> list[str]:
-        reasons = []
-        (name, first), *others = found.gains.items()
-        if not first.proven:
-            reasons.append(
-                f"The gain in {self.objective} over {name} is within noise: {percent(first)} on "
-                f"{len(self.windows)} held-out windows."
-            )
-        for other, against in others:
-            if against.high < 0:
-                reasons.append(f"{other} is better on held-out windows: {percent(against)}.")
-        if self.objective != "goodput" and found.attainment_lost > ATTAINMENT_SLACK:
-            reasons.append(
-                f"SLO attainment falls {found.attainment_lost:.1%} behind {name}'s, more than "
-                f"{ATTAINMENT_SLACK:.1%}."
-            )
-        worst = max(found.low_load, key=lambda row: float(row["regret"]))
-        if worst["regret"] > REGRET_LIMIT:
-            reasons.append(
-                f"At {worst['concurrency']} clients it loses {worst['regret']:.1%} of the "
-                f"throughput of {worst['best_other']}, more than {REGRET_LIMIT:.0%}."
-            )
-        if first.mean > 0:
-            reasons += [
-                f"With {row['belief']} the gain turns into a loss: {row['mean']:+.2%}."
-                for row in found.worlds
-                if row["mean"] < 0
-            ]
-        return reasons
 
 
 def rounded(found: Gain) -> dict[str, float]:

@@ -37,7 +37,7 @@ def format_summary(summary: dict[str, Any]) -> str:
         lines.append(f"  over {name}: {_interval(found)}" + ("" if shown else ", within noise"))
     lines.append("At low load:")
     lines += [
-        f"  {row['concurrency']} clients: {row['output_tok_s']:.0f} tok/s, best other "
+        f"  concurrency {row['concurrency']}: {row['output_tok_s']:.0f} tok/s, best other "
         f"{row['best_other']} {row['best_other_tok_s']:.0f}, regret {row['regret']:.2%}"
         for row in summary["low_load"]
     ]

@@ -20,11 +20,11 @@ from simulator.tune_space import Family
 OBJECTIVES = ("throughput", "goodput", "speed")
 ATTAINMENT_SLACK = 0.002
 """Share of requests by which a policy may fall behind the current one's SLO attainment."""
-_RUNGS = ((4, 1), (2, 1), (1, 2))  # a quarter of the search windows, half, all; draws of each
+_RUNGS = (4, 2, 1)  # a quarter of the search windows, half, all
 _KEPT = 3  # one in so many candidates survives a rung
 _REFINED_FAMILIES = 2
 _LINE_STEPS = 12
-_SIMPLEX_STEPS = 40
+_SIMPLEX_STEPS = 32
 _SIMPLEX_EDGE = 0.12
 
 
@@ -87,9 +87,9 @@ class Search:
         seeds = [self.current, *(family.build(family.default) for family in self.families)]
         alive = list(dict.fromkeys([*seeds, *self._candidates()]))
         self._drawn = len(self._points)
-        for divisor, draws in _RUNGS:
+        for divisor in _RUNGS:
             windows = self._some_windows(divisor)
-            found = self._score(alive, windows, draws)
+            found = self._score(alive, windows)
             self.rungs.append({"windows": len(windows), "candidates": len(alive)})
             if divisor == 1:
                 self.scores |= found
@@ -132,20 +132,18 @@ class Search:
         alive = len({*self._candidates(), self.current})
         seeds = 1 + len(self.families)
         total = 0
-        for divisor, draws in _RUNGS:
-            total += alive * len(self._some_windows(divisor)) * draws
+        for divisor in _RUNGS:
+            total += alive * len(self._some_windows(divisor))
             alive = min(alive, math.ceil(alive / _KEPT) + seeds)
         steps = _SIMPLEX_STEPS if any(len(f.axes) > 1 for f in self.families) else _LINE_STEPS
         refined = sum(1 for family in self.families if family.axes)
-        total += min(refined, _REFINED_FAMILIES) * steps * len(self.windows) * _RUNGS[-1][1]
+        total += min(refined, _REFINED_FAMILIES) * steps * len(self.windows)
         return total * len(self.loads)
 
     def _score(
-        self, policies: Sequence[PolicyFile], windows: Sequence[int], draws: int
+        self, policies: Sequence[PolicyFile], windows: Sequence[int]
     ) -> dict[PolicyFile, Score]:
-        figures = self.bench.figures(
-            [self.current, *policies], self.loads, windows, draws=range(draws)
-        )
+        figures = self.bench.figures([self.current, *policies], self.loads, windows)
         found = [score(self.objective, ours, figures[0]) for ours in figures[1:]]
         return dict(zip(policies, found, strict=True))
 
@@ -158,7 +156,7 @@ class Search:
         policy = family.build(unit)
         self._points.setdefault(policy, (family, unit))
         if policy not in self.scores:
-            self.scores |= self._score([policy], self.windows, _RUNGS[-1][1])
+            self.scores |= self._score([policy], self.windows)
         found = self.scores[policy]
         return -found.value if found.allowed else 1.0 - found.value
 
