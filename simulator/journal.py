@@ -23,6 +23,7 @@ import numpy as np
 from sglang_dspark.files import os_problem
 
 _ROOT = Path(__file__).parent.parent
+_PLAIN = {bool, int, float, str, type(None)}
 _SOURCES = ("sglang_dspark/core", "simulator", "traces")
 
 
@@ -58,6 +59,8 @@ def _digest(value: Any, seen: dict[int, bytes]) -> bytes:
     elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
         array = np.ascontiguousarray(value)
         digest.update(f"{array.dtype.descr}{array.shape}\0".encode() + array.tobytes())
+    elif isinstance(value, list | tuple) and all(type(item) in _PLAIN for item in value):
+        digest.update(repr(list(value)).encode())  # a trace names its requests in such a list
     elif isinstance(value, list | tuple):
         for item in value:
             digest.update(_digest(item, seen))

@@ -46,7 +46,7 @@ def _parser() -> Parser:
     parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
     parser.add_argument(
         "--concurrency",
-        type=_numbers,
+        type=numbers,
         metavar="C[,C...]",
         help="closed loop with C clients instead of the trace's arrivals",
     )
@@ -63,7 +63,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """The value of ``--concurrency``."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -74,11 +74,19 @@ class Trace:
         """The first ``n`` requests; names and block numbers keep their codes."""
         if n < 1:
             raise ValueError(f"{self.path}: head of {n} requests; ask for at least 1")
-        kept: dict[str, Any] = {"prefix_offsets": self.prefix_offsets[: n + 1]}
+        return self.part(0, n)
+
+    def part(self, first: int, end: int) -> Trace:
+        """Requests ``first`` to ``end`` - 1; names and block numbers keep their codes."""
+        end = min(end, len(self))
+        if not 0 <= first < end:
+            raise ValueError(f"{self.path}: no requests from {first} to {end}; ask for at least 1")
+        offsets = self.prefix_offsets[first : end + 1]
+        kept: dict[str, Any] = {"prefix_offsets": offsets - offsets[0]}
         for name in _PER_REQUEST:
-            kept[name] = getattr(self, name)[:n]
-        end = int(kept["prefix_offsets"][-1])
-        return replace(self, prefix_blocks=self.prefix_blocks[:end], **kept)
+            kept[name] = getattr(self, name)[first:end]
+        blocks = self.prefix_blocks[int(offsets[0]) : int(offsets[-1])]
+        return replace(self, prefix_blocks=blocks, **kept)
 
     def scaled(self, *, rate_factor: float) -> Trace:
         """The same requests arriving ``rate_factor`` times as fast."""

@@ -1,0 +1,204 @@
+"""The tuner's bench: trials in, judged windows out, each trial simulated once.
+
+Owns the common random numbers and what a trial is. Knows no search and no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sglang_dspark.core.cost import CostModel
+from sglang_dspark.core.policy import PolicyFile
+from simulator.acceptance import AcceptanceProfile
+from simulator.config import EngineConfig
+from simulator.fleet import simulate
+from simulator.scenario import Scenario
+from simulator.sensitivity import DriftedProfile
+from simulator.slo import Slo
+from simulator.sweep import advance, sweep
+from simulator.windows import Judged, Window, judge_window
+
+Floats = npt.NDArray[np.float64]
+
+_SEEDS_PER_WINDOW = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """How requests come."""
+
+    rate: float = 1.0
+    """Arrivals this many times as fast as in the trace."""
+    concurrency: int | None = None
+    """Closed loop with so many clients instead."""
+
+    @property
+    def label(self) -> str:
+        """As the report calls it."""
+        return (
+            f"rate {self.rate:g}" if self.concurrency is None else f"concurrency {self.concurrency}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """What differs between what a policy believes and what is."""
+
+    verify_factor: float = 1.0
+    """Believed over true seconds of a target forward."""
+    logit_shift: float = 0.0
+    """Drift of raw confidence logits: z reads factor z + shift."""
+    logit_factor: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """As the report calls it."""
+        if self.verify_factor != 1.0:
+            return f"verify costs x{self.verify_factor:g} in the table"
+        if self.logit_shift:
+            return f"confidence logits {self.logit_shift:+g}"
+        return f"confidence logits x{self.logit_factor:g}"
+
+
+TRUE_WORLD = World()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One policy in one window at one load."""
+
+    policy: PolicyFile
+    window: int
+    load: Load
+    draw: int = 0
+    """Which random numbers: trials with the same window and draw share them."""
+    world: World = TRUE_WORLD
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Setting:
+    """What all trials share."""
+
+    windows: tuple[Window, ...]
+    cost_model: CostModel
+    beliefs: Mapping[float, CostModel] = field(default_factory=dict)
+    """Stale cost models by their ``verify_factor``."""
+    acceptance: AcceptanceProfile
+    engine: EngineConfig
+    replicas: int
+    slo: Slo
+    seed: int
+
+    def scenario(self, trial: Trial) -> Scenario:
+        """The trial as a simulation."""
+        world = trial.world
+        acceptance = self.acceptance
+        if (world.logit_shift, world.logit_factor) != (0.0, 1.0):
+            acceptance = DriftedProfile(
+                base=acceptance, shift=world.logit_shift, factor=world.logit_factor
+            )
+        # Draws are addressed by a request's place in its window: windows must not share a seed.
+        place = self.seed * len(self.windows) + trial.window
+        return Scenario(
+            trace=self.windows[trial.window].trace,
+            cost_model=self.cost_model,
+            acceptance=acceptance,
+            policy=replace(trial.policy, note=""),
+            engine=self.engine,
+            belief=None if world.verify_factor == 1.0 else self.beliefs[world.verify_factor],
+            replicas=self.replicas,
+            rate_factor=trial.load.rate,
+            concurrency=trial.load.concurrency,
+            seed=place * _SEEDS_PER_WINDOW + trial.draw,
+        )
+
+
+def run_trial(setting: Setting, trial: Trial) -> Judged:
+    """The judged window; ``KeyboardInterrupt`` when the sweep is to end."""
+    before = 0
+
+    def progress(done: int) -> None:
+        nonlocal before
+        more, before = done - before, done
+        advance(more)
+
+    outcome = simulate(setting.scenario(trial), on_progress=progress)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    return judge_window(outcome, setting.windows[trial.window], setting.slo)
+
+
+@dataclass(kw_only=True, eq=False)
+class Bench:
+    """Performs trials on the executor and remembers them."""
+
+    setting: Setting
+    jobs: int = 1
+    ray: str | None = None
+    journal: Path | None = None
+    on_done: Callable[[int], None] = lambda finished: None
+    """Hears how many trials are known."""
+    known: dict[Trial, Judged] = field(default_factory=dict)
+
+    def judge(self, trials: Iterable[Trial]) -> list[Judged]:
+        """The trials' windows, in order. ``KeyboardInterrupt`` when Ctrl-C cut them short."""
+        asked = list(trials)
+        new = [trial for trial in dict.fromkeys(asked) if trial not in self.known]
+        before = len(self.known)
+        if new:
+            found, interrupted = sweep(
+                new,
+                partial(run_trial, self.setting),
+                jobs=self.jobs,
+                ray=self.ray,
+                journal=self.journal,
+                on_done=lambda done: self.on_done(before + done),
+            )
+            for trial, judged in zip(new, found, strict=True):
+                if judged is not None:
+                    self.known[trial] = judged
+            if interrupted:
+                raise KeyboardInterrupt
+        return [self.known[trial] for trial in asked]
+
+    @staticmethod
+    def trials(
+        policies: Sequence[PolicyFile],
+        loads: Sequence[Load],
+        windows: Sequence[int],
+        *,
+        draws: Sequence[int] = (0,),
+        world: World = TRUE_WORLD,
+    ) -> list[Trial]:
+        """All combinations, the last argument fastest."""
+        return [
+            Trial(policy=policy, window=window, load=load, draw=draw, world=world)
+            for policy in policies
+            for load in loads
+            for window in windows
+            for draw in draws
+        ]
+
+    def figures(
+        self,
+        policies: Sequence[PolicyFile],
+        loads: Sequence[Load],
+        windows: Sequence[int],
+        *,
+        draws: Sequence[int] = (0,),
+        world: World = TRUE_WORLD,
+    ) -> list[dict[str, Floats]]:
+        """Per policy: [L, W] of every figure of ``Judged``, the mean over ``draws``."""
+        rows = self.judge(self.trials(policies, loads, windows, draws=draws, world=world))
+        shape = (len(policies), len(loads), len(windows), len(draws))
+        tables = {
+            name: np.array([getattr(row, name) for row in rows]).reshape(shape).mean(axis=3)
+            for name in ("throughput", "goodput", "speed", "attainment")
+        }
+        return [{name: table[i] for name, table in tables.items()} for i in range(len(policies))]
