@@ -1,4 +1,4 @@
-"""The sheet around the panels: heading, legend, two rows of three panels, footer.
+"""The sheet around the panels: heading, legend, rows of panels, footer.
 
 Every part gets the height that its text needs, so that nothing overlaps or is cut off however long
 the names are. Owns what heading and footer say; knows nothing of what the panels draw.
@@ -34,13 +34,28 @@ _HANDLE_IN = 0.68
 def compose(
     panels: Sequence[Panel], series: Sequence[Series], replays: Sequence[Replay], subject: str
 ) -> Figure:
-    """The page, inside ``analysis.style.page_style``."""
-    heading = textwrap.wrap(_heading(replays, subject), _HEADING_CHARACTERS)
+    """The page of result folders, inside ``analysis.style.page_style``."""
     footer = provenance(replays)
+    return sheet(panels, series, heading=_heading(replays, subject), footer=footer, columns=3)
+
+
+def sheet(
+    panels: Sequence[Panel],
+    series: Sequence[Series],
+    *,
+    heading: str,
+    footer: Sequence[str],
+    columns: int,
+) -> Figure:
+    """Panels row by row under a heading and one legend; ``footer`` holds whole lines.
+
+    Inside ``analysis.style.page_style``. ``len(panels)`` is a multiple of ``columns``.
+    """
+    heading_lines = textwrap.wrap(heading, _HEADING_CHARACTERS)
     labels = [_shortened(one.label) for one in series]
-    columns = _legend_columns(labels)
-    legend_in = -(-len(series) // columns) * _LEGEND_LINE_IN + 0.04
-    heading_in = _MARGIN_IN + len(heading) * _HEADING_LINE_IN
+    legend_columns = _legend_columns(labels)
+    legend_in = -(-len(series) // legend_columns) * _LEGEND_LINE_IN + 0.04
+    heading_in = _MARGIN_IN + len(heading_lines) * _HEADING_LINE_IN
     footer_in = _MARGIN_IN + len(footer) * _FOOTER_LINE_IN
     height_in = heading_in + legend_in + _PANELS_IN + footer_in
     engine = ConstrainedLayoutEngine(
@@ -49,12 +64,14 @@ def compose(
         h_pad=0.07,
     )
     figure = Figure(figsize=(_WIDTH_IN, height_in), layout=engine)
-    grid = figure.subplots(2, 3).flat
-    for axes, letter, (title, draw) in zip(grid, "abcdef", panels, strict=True):
+    grid = figure.subplots(len(panels) // columns, columns).flat
+    for axes, letter, (title, draw) in zip(grid, "abcdef"[: len(panels)], panels, strict=True):
         draw(axes)
         axes.set_title(f"{letter}  {title}")
     left = _MARGIN_IN / _WIDTH_IN
-    _write(figure, heading, left, 1 - _MARGIN_IN / height_in, 11.0, _HEADING_LINE_IN / height_in)
+    _write(
+        figure, heading_lines, left, 1 - _MARGIN_IN / height_in, 11.0, _HEADING_LINE_IN / height_in
+    )  # fmt: skip
     _write(
         figure, footer, left, footer_in / height_in - 0.004, 7.5, _FOOTER_LINE_IN / height_in
     )  # fmt: skip
@@ -64,8 +81,10 @@ def compose(
     ]
     legend = figure.legend(
         # Filled column by column; this order reads row by row.
-        handles=[entry for column in range(columns) for entry in entries[column::columns]],
-        ncols=columns,
+        handles=[
+            entry for column in range(legend_columns) for entry in entries[column::legend_columns]
+        ],
+        ncols=legend_columns,
         loc="upper left",
         bbox_to_anchor=(left, 1 - heading_in / height_in),
         borderaxespad=0.0,
@@ -74,11 +93,11 @@ def compose(
         columnspacing=1.8,
     )
     legend.set_in_layout(False)
-    _settle(figure)
+    settle(figure)
     return figure
 
 
-def _settle(figure: Figure) -> None:
+def settle(figure: Figure) -> None:
     """Lay the panels out once, to a thousandth of an inch.
 
     The layout solver sorts by memory addresses: the last bits of its result differ between runs.
@@ -156,7 +175,11 @@ def provenance(replays: Sequence[Replay]) -> list[str]:
     stopped = [replay.path.resolve().name for replay in replays if replay.summary.interrupted]
     if stopped:
         parts.append(f"partial: interrupted before the end ({', '.join(stopped)})")
-    # A line breaks between parts, not inside one.
+    return footer_lines(parts)
+
+
+def footer_lines(parts: Iterable[str]) -> list[str]:
+    """The parts of a footer, as lines that break between parts, not inside one."""
     whole = [part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part]
     return textwrap.wrap(" · ".join(whole), _FOOTER_CHARACTERS, break_on_hyphens=False)
 

@@ -29,11 +29,12 @@ def draw_cdf(
     *,
     at: str,
     bound_s: float | None,
+    of: str = "completed requests",
 ) -> None:
     """Share of completed requests whose latency is at most x; ``bound_s`` is the objective's.
 
     The axis spans the 0.1st to the 99.9th percentile: a handful of outliers would take half of it.
-    ``at`` says at which load.
+    ``at`` says at which load, ``of`` what the latencies belong to.
     """
     known = {label: times[~np.isnan(times)] for label, times in times_s.items()}
     known = {label: times for label, times in known.items() if times.size}
@@ -60,7 +61,7 @@ def draw_cdf(
     else:
         plain_axis(axes, "x")
     axes.set_xlabel(f"latency{at} ({unit})")
-    axes.set_ylabel("completed requests (%)")
+    axes.set_ylabel(f"{of} (%)")
     axes.set_ylim(0.0, 101.0)
     axes.set_yticks([0, 25, 50, 75, 90, 99])
     if bound_s is not None and low <= bound_s <= high:

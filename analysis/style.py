@@ -35,13 +35,16 @@ class Look:
     dash: Any
     """Matplotlib line style."""
     marker: str
+    width: float = 1.5
+    """Of the line, in points."""
 
     def line(self) -> dict[str, Any]:
         """Keywords of ``Axes.plot``."""
-        filled = self.marker in "ovsD"
+        filled = self.marker in "ovsDP"
         return {
             "color": self.colour,
             "linestyle": self.dash,
+            "linewidth": self.width,
             "marker": self.marker,
             "markerfacecolor": self.colour if filled else "white",
             "markeredgecolor": self.colour,
@@ -62,11 +65,11 @@ POLICY_LOOKS = {
     "early_stop": Look(colour="#56b4e9", dash=_DASH_DOT_DOT, marker="v"),
     "global": Look(colour="#0072b2", dash=_SOLID, marker="o"),
     "sglang": Look(colour="#009e73", dash=_LONG, marker="D"),
+    "goodput": Look(colour="#e69f00", dash=_SOLID, marker="P", width=2.6),
 }
 """A policy looks the same on every page."""
 
 SPARE_LOOKS = (
-    Look(colour="#e69f00", dash=_SOLID, marker="P"),
     Look(colour="#7f4fa0", dash=_DASHED, marker="*"),
     Look(colour="#6b6b6b", dash=_DASH_DOT, marker="p"),
     Look(colour="#8c2d04", dash=_LONG, marker="<"),

@@ -33,6 +33,7 @@ from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost import CostModel, decode_cost_model
 from sglang_dspark.core.cost_tables import CostTables
 from sglang_dspark.core.decide import PolicyTables, Workspace, best_budget, decide, make_workspace
+from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.planner import Planner, compile_policy
 from sglang_dspark.core.policy import POLICIES, GlobalBudget
 from sglang_dspark.core.ranking import assign_slots, sort_candidates
@@ -103,6 +104,7 @@ def plan_from_logits(
     stale_logits: Floats,
     calibration: tuple[Floats, Floats],
     survivals: tuple[Floats, Floats],
+    around: Circumstances,
     work: Workspace,
     rounds: int,
 ) -> int:
@@ -114,7 +116,7 @@ def plan_from_logits(
         batch = i % logits.shape[0]
         fill_survival_rows(logits[batch], inverse_temperature, bias, survival)
         fill_survival_rows(stale_logits[batch], inverse_temperature, bias, stale)
-        decide(policy, costs, survival, stale, ROOM, work)
+        decide(policy, costs, survival, stale, around, ROOM, work)
         admitted += work.lengths[0]
     return admitted
 
@@ -148,6 +150,13 @@ def measure_batch(requests: int, repeats: int) -> dict[str, dict[str, float]]:
     tables = {
         name: compile_policy(kind(), model, GAMMA, requests) for name, kind in POLICIES.items()
     }
+    around = Circumstances(
+        stale_age=np.full(requests, 2),
+        note=np.full(requests, 0.5),
+        weight=np.ones(requests),
+        context_tokens=1000.0 * requests,
+        prefills_per_step=0.1,
+    )
     nothing = np.empty(shape[1:]), np.empty(shape[1:])
     half = requests * GAMMA // 2
     planner = Planner(policy=GlobalBudget(), cost_model=model, gamma=GAMMA, max_requests=requests)
@@ -162,7 +171,7 @@ def measure_batch(requests: int, repeats: int) -> dict[str, dict[str, float]]:
     ]
 
     def decision(policy: PolicyTables) -> Callable[[int], object]:
-        return lambda i: decide(policy, costs, survival[i], stale[i], ROOM, work)
+        return lambda i: decide(policy, costs, survival[i], stale[i], around, ROOM, work)
 
     columns = {
         "budget": measure(lambda i: budget_alone(costs, stale[i], work), repeats),
@@ -178,6 +187,7 @@ def measure_batch(requests: int, repeats: int) -> dict[str, dict[str, float]]:
                 stale_logits,
                 calibration,
                 nothing,
+                around,
                 work,
                 BATCHES,
             ),

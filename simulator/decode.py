@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
-from sglang_dspark.core.decide import PolicyTables, Workspace, decide
+from sglang_dspark.core.decide import GOODPUT, PolicyTables, Workspace, decide
+from sglang_dspark.core.goodput import PREFILL_MEMORY, Circumstances, fill_weights, slack_seconds
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.survival import fill_survival, fill_survival_float32
 from simulator.acceptance import AcceptanceTables, begin_request, draw_round
@@ -115,6 +116,8 @@ def draft(
 ) -> None:
     """Draw every running request's round: outcomes, current survivals, survivals ``lag`` ago.
 
+    A request that is not drafted for draws its round all the same, so that its luck does not depend
+    on the policy; nobody sees it, and its newest known survivals are carried forward.
     ``as_sglang``: survivals in the arithmetic of SGLang's own planner.
     """
     depth = engine.lag_steps + 1
@@ -132,17 +135,37 @@ def draft(
             memory.logits,
         )
         request.step_state = step_state
-        memory.outcome[i] = accepted
-        now = memory.ring[request.slot, request.history % depth]
-        if as_sglang:
-            fill_survival_float32(memory.logits, inverse_temperature, bias, now)
+        place = request.history % depth
+        now = memory.ring[request.slot, place]
+        if request.drafts:
+            memory.outcome[i] = accepted
+            memory.ages[request.slot, place] = 0
+            if as_sglang:
+                fill_survival_float32(memory.logits, inverse_temperature, bias, now)
+            else:
+                fill_survival(memory.logits, inverse_temperature, bias, now)
+            memory.survival[i] = now
         else:
-            fill_survival(memory.logits, inverse_temperature, bias, now)
-        memory.survival[i] = now
-        if request.history >= engine.lag_steps:
-            memory.stale[i] = memory.ring[request.slot, (request.history + 1) % depth]
+            memory.outcome[i] = 0
+            memory.survival[i] = 0.0
+            _carry_forward(memory, request.slot, place, depth, request.history)
+        place = (request.history + 1) % depth
+        known = request.history >= engine.lag_steps and memory.ages[request.slot, place] >= 0
+        if known:
+            memory.stale[i] = memory.ring[request.slot, place]
+            memory.stale_age[i] = memory.ages[request.slot, place] + engine.lag_steps
         else:
             memory.stale[i] = 1.0
+            memory.stale_age[i] = 0
+
+
+@compiled
+def _carry_forward(memory: Memory, slot: int, place: int, depth: int, history: int) -> None:
+    """Nothing was drafted: the newest known survivals are one step older; -1 while none are."""
+    before = (place + depth - 1) % depth
+    age = memory.ages[slot, before] if history > 0 else -1
+    memory.ages[slot, place] = age + 1 if age >= 0 else -1
+    memory.ring[slot, place] = memory.ring[slot, before]
 
 
 @compiled
@@ -203,6 +226,42 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
 
 
 @compiled
+def _circumstances(
+    memory: Memory, policy: PolicyTables, requests: int, context_tokens: float
+) -> Circumstances:
+    """What ``goodput`` sees of the step beside survivals; stale scratch for the other policies."""
+    state = memory.state[0]
+    for i in range(requests if policy.code == GOODPUT else 0):
+        request = memory.requests[memory.running[i]]
+        memory.note[i] = request.note
+        memory.priority[i] = request.priority
+        memory.slack_s[i] = slack_seconds(
+            policy.ttft_s,
+            policy.tpot_s,
+            request.first_token_s - request.arrival_s,
+            state.now_s - request.first_token_s,
+            request.generated,
+        )
+    weight = memory.weight[:requests]
+    if policy.code == GOODPUT:
+        fill_weights(
+            memory.slack_s[:requests],
+            memory.priority[:requests],
+            policy.tpot_s,
+            policy.slack_weight,
+            policy.priority_weight,
+            weight,
+        )
+    return Circumstances(
+        memory.stale_age[:requests],
+        memory.note[:requests],
+        weight,
+        context_tokens,
+        state.prefills_per_step,
+    )
+
+
+@compiled
 def plan_and_time(
     memory: Memory,
     engine: Engine,
@@ -213,14 +272,26 @@ def plan_and_time(
     context_tokens: int,
 ) -> tuple[int, float, float, float, int]:
     """Plan the drafted step: (tokens M, true seconds, predicted seconds, expected, reason)."""
-    requests = memory.state[0].running
+    state = memory.state[0]
+    requests = state.running
+    state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
+    state.prefills_since = 0
     room = available_pages(memory, engine) * engine.page_tokens
+    around = _circumstances(memory, policy, requests, float(context_tokens))
     predicted_s, expected, reason = decide(
-        policy, belief, memory.survival[:requests], memory.stale[:requests], room, work
+        policy, belief, memory.survival[:requests], memory.stale[:requests], around, room, work
     )
     tokens = requests
+    drafted = 0
+    drafts_new = 0
     for i in range(requests):
         tokens += work.lengths[i]
-    drafted = 0 if policy.code == 0 else requests
+        request = memory.requests[memory.running[i]]
+        drafted += request.drafts
+        request.drafts = work.draft_next[i]
+        request.note = work.notes[i]
+        drafts_new |= request.drafts
+    state.drafts_new = drafts_new
+    drafted = 0 if policy.code == 0 else drafted
     step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context_tokens))
     return tokens, step_s, predicted_s, expected, reason

@@ -152,6 +152,7 @@ def advance(
             finished += finish_prefill_step(memory, engine, admitted)
             committed = state.committed_tokens - committed
             kind = MIXED_STEP if riding > 0 else PREFILL_STEP
+            state.prefills_since += 1
             _record(
                 memory, engine, kind, admitted + riding, start_s, state.now_s - start_s,
                 float(committed), 0, new + riding, 0, committed, new, context,

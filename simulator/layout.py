@@ -29,6 +29,7 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("longest_itl_s", np.float64),
     ("difficulty", np.float64),
     ("step_state", np.float64),
+    ("note", np.float64),
     ("prompt_tokens", np.int64),
     ("output_limit", np.int64),
     ("generated", np.int64),
@@ -40,10 +41,12 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("verified", np.int64),
     ("accepted", np.int64),
     ("locked_blocks", np.int64),
+    ("priority", np.int64),
     ("slot", np.int32),
     ("domain", np.int32),
     ("retractions", np.int32),
     ("status", np.int8),
+    ("drafts", np.int8),
 ]
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 """``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
@@ -81,11 +84,15 @@ STATE = np.dtype(
         ("least_tokens", np.int64),
         ("most_tokens", np.int64),
         ("most_requests", np.int64),
+        ("drafts_new", np.int64),
+        ("prefills_since", np.int64),
+        ("prefills_per_step", np.float64),
     ],
     align=True,
 )
 """``chunked`` is the request whose prefill continues, -1 for none; ``least_tokens`` and
-``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch."""
+``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch; ``drafts_new``
+says whether a request that starts to decode is drafted for: if the last plan drafted for any."""
 
 BLOCK = np.dtype(
     [("resident", np.int8), ("locks", np.int32), ("before", np.int64), ("after", np.int64)],
@@ -158,6 +165,8 @@ class Memory(NamedTuple):
     """[max_running] stack of unused rows of ``ring``; the top is ``max_running - running``."""
     ring: npt.NDArray[np.float64]
     """[max_running, lag + 1, K] survivals of the last rounds of each running request."""
+    ages: npt.NDArray[np.int64]
+    """[max_running, lag + 1] steps since each row of ``ring`` was drafted, at its step."""
     prefix_offsets: npt.NDArray[np.int64]
     """[N + 1] slices of ``prefix_blocks``, one per request."""
     prefix_blocks: npt.NDArray[np.int64]
@@ -174,6 +183,16 @@ class Memory(NamedTuple):
     """[max_running, K] scratch: current survivals."""
     stale: npt.NDArray[np.float64]
     """[max_running, K] scratch: stale survivals."""
+    stale_age: npt.NDArray[np.int64]
+    """[max_running] scratch: age of each row of ``stale``; 0 where there is no history."""
+    note: npt.NDArray[np.float64]
+    """[max_running] scratch: the policy's notes of the running requests."""
+    slack_s: npt.NDArray[np.float64]
+    """[max_running] scratch: seconds until each running request falls behind its SLO's pace."""
+    priority: npt.NDArray[np.int64]
+    """[max_running] scratch: priority of each running request."""
+    weight: npt.NDArray[np.float64]
+    """[max_running] scratch: what a token of each running request is worth."""
     logits: npt.NDArray[np.float64]
     """[K] scratch."""
     outcome: npt.NDArray[np.int64]
@@ -201,6 +220,7 @@ def make_memory(
     state["new_token_ratio"] = engine.first_new_token_ratio
     state["last_decode_s"] = -1.0
     state["least_tokens"] = np.iinfo(np.int64).max
+    state["drafts_new"] = 1
     running = engine.max_running
     return Memory(
         state=state,
@@ -210,6 +230,7 @@ def make_memory(
         running=np.zeros(running, np.int64),
         free_slots=np.arange(running, dtype=np.int32)[::-1].copy(),
         ring=np.zeros((running, engine.lag_steps + 1, gamma)),
+        ages=np.zeros((running, engine.lag_steps + 1), np.int64),
         prefix_offsets=prefix_offsets,
         prefix_blocks=prefix_blocks,
         blocks=np.zeros(max(n_blocks, 1), BLOCK),
@@ -218,6 +239,11 @@ def make_memory(
         length_counts=np.zeros((2, gamma + 1), np.int64),
         survival=np.zeros((running, gamma)),
         stale=np.zeros((running, gamma)),
+        stale_age=np.zeros(running, np.int64),
+        note=np.zeros(running),
+        slack_s=np.zeros(running),
+        priority=np.zeros(running, np.int64),
+        weight=np.ones(running),
         logits=np.zeros(gamma),
         outcome=np.zeros(running, np.int64),
         batch=np.zeros(running + 1, np.int64),

@@ -56,17 +56,22 @@ def _ratio(numerator: float, denominator: float) -> float | None:
     return round(float(numerator / denominator), 6) if denominator > 0 else None
 
 
+def met_slo(outcome: Outcome, slo: Slo) -> npt.NDArray[np.bool_]:
+    """[N] whether the request finished with TTFT and TPOT within its bounds, in trace order."""
+    times = request_times(outcome.requests)
+    ttft_bound, tpot_bound = bounds_s(outcome.scenario.trace, slo)
+    met = is_finished(outcome.requests) & (times["ttft"] <= ttft_bound)
+    return np.asarray(met & (np.isnan(times["tpot"]) | (times["tpot"] <= tpot_bound)))
+
+
 def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
     """The row of one policy in ``summary.json``; ``None`` where a figure has no data."""
     requests = outcome.requests
-    trace = outcome.scenario.trace
     state = np.concatenate([memory.state for memory in outcome.memories])
     times = request_times(requests)
     finished = is_finished(requests)
     truncated = requests["status"] == TRUNCATED
-    ttft_bound, tpot_bound = bounds_s(trace, slo)
-    met = finished & (times["ttft"] <= ttft_bound)
-    met &= np.isnan(times["tpot"]) | (times["tpot"] <= tpot_bound)
+    met = met_slo(outcome, slo)
     sent = requests["status"] == REJECTED
     sent |= requests["arrival_s"] <= np.nanmax(state["now_s"])
     start_s = float(np.nanmin(requests["arrival_s"]))
@@ -113,27 +118,33 @@ def _itl_ms(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:
     return {f"p{p}": round(itl_percentile_s(counts, p) * 1e3, 4) for p in PERCENTILES}
 
 
+def batch_interval(values: Floats) -> tuple[float, float, float] | None:
+    """(mean, low, high) of per-request values at 95 %; NaN entries are left out.
+
+    Neighbouring requests share queues and are not independent, so the interval comes from batch
+    means: 20 batches of consecutive arrivals, Student's t on their means. None below two batches.
+    """
+    batches = np.array_split(values, _BATCHES)
+    means = np.array([b[~np.isnan(b)].mean() for b in batches if (~np.isnan(b)).any()])
+    if means.size < 2:
+        return None
+    mean = float(means.mean())
+    spread = float(means.std(ddof=1)) / math.sqrt(means.size)
+    half = float(stats.t.ppf(0.975, means.size - 1)) * spread
+    return mean, mean - half, mean + half
+
+
 def paired_difference(ours: Records, theirs: Records) -> dict[str, dict[str, float] | None]:
     """95 % confidence intervals of the mean difference (ours - theirs) in TTFT, TPOT and e2e, ms.
 
-    Paired by request under common random numbers. Neighbouring requests share queues, so the
-    interval comes from batch means: 20 batches of consecutive arrivals, Student's t on their means.
+    Paired by request under common random numbers, see ``batch_interval``.
     """
     ours_s, theirs_s = request_times(ours), request_times(theirs)
     found: dict[str, dict[str, float] | None] = {}
     for name in ("ttft", "tpot", "e2e"):
-        difference = ours_s[name] - theirs_s[name]
-        batches = np.array_split(difference, _BATCHES)
-        means = np.array([b[~np.isnan(b)].mean() for b in batches if (~np.isnan(b)).any()])
-        if means.size < 2:
-            found[f"{name}_ms"] = None
-            continue
-        mean = float(means.mean())
-        spread = float(means.std(ddof=1)) / math.sqrt(means.size)
-        half = float(stats.t.ppf(0.975, means.size - 1)) * spread
-        found[f"{name}_ms"] = {
-            "mean": round(mean * 1e3, 5),
-            "low": round((mean - half) * 1e3, 5),
-            "high": round((mean + half) * 1e3, 5),
+        interval = batch_interval(ours_s[name] - theirs_s[name])
+        found[f"{name}_ms"] = interval and {
+            key: round(value * 1e3, 5)
+            for key, value in zip(("mean", "low", "high"), interval, strict=True)
         }
     return found

@@ -7,6 +7,8 @@ evictable KV. Source: SGLang 0.5.21, managers/schedule_policy.py (PrefillAdder).
 
 from __future__ import annotations
 
+import math
+
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import CostTables, prefill_seconds
 from simulator.kv_cache import (
@@ -153,6 +155,8 @@ def start_running(memory: Memory, r: int) -> None:
     request = memory.requests[r]
     request.status = RUNNING
     request.history = 0
+    request.drafts = state.drafts_new
+    request.note = math.nan
     free = memory.running.size - state.running
     request.slot = memory.free_slots[free - 1]
     memory.running[state.running] = r

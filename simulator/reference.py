@@ -7,12 +7,14 @@ a server does: ``BatchState`` in, ``VerifyPlan`` out. One replica, open loop.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from sglang_dspark.core.cost_tables import decode_step_seconds, prefill_seconds
+from sglang_dspark.core.goodput import PREFILL_MEMORY
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Floats
@@ -40,6 +42,11 @@ class _Request:
     accepted: int = 0
     locked: list[int] = field(default_factory=list)
     logits: list[Floats] = field(default_factory=list)
+    """Of its rounds since admission, what was known after each; NaN while nothing was."""
+    ages: list[int] = field(default_factory=list)
+    """How many rounds old each of those is."""
+    drafts: bool = True
+    note: float = math.nan
     first_s: float = 0.0
     finish_s: float = 0.0
 
@@ -86,6 +93,9 @@ class ReferenceEngine:
         self.locks: dict[int, int] = {}
         self.unused: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self.now_s = 0.0
+        self.drafts_new = True
+        self.prefills = 0
+        self.prefills_per_step = 0.0
         self.steps: list[ReferenceStep] = []
 
     def _make(self, r: int, scenario: Scenario) -> _Request:
@@ -229,6 +239,7 @@ class ReferenceEngine:
 
     def _prefill(self, batch: list[tuple[_Request, int]]) -> None:
         start_s = self.now_s
+        self.prefills += 1
         if self.engine.mixed_chunk:
             self._make_room(1)
         riding = list(self.running) if self.engine.mixed_chunk else []
@@ -251,7 +262,8 @@ class ReferenceEngine:
             if request.generated >= request.limit:
                 self._finish(request)
             else:
-                request.logits = []
+                request.logits, request.ages = [], []
+                request.drafts, request.note = self.drafts_new, math.nan
                 self.running.append(request)
         self._log(start_s, len(batch) + len(riding), new + len(riding), 0, committed, new)
 
@@ -285,40 +297,69 @@ class ReferenceEngine:
     def _decode(self) -> None:
         start_s = self.now_s
         self._make_room(self.gamma + 1 if self.speculative else 1)
-        rows, lag = len(self.running), self.engine.lag_steps
-        lengths = outcomes = [0] * rows
-        if self.speculative:
-            outcomes = []
-            for q in self.running:
-                drawn = np.empty(self.gamma)
-                accepted, q.state = draw_round(
-                    self.acceptance, self.engine.seed, q.number, q.rounds, q.domain,
-                    q.difficulty, q.state, drawn,
-                )  # fmt: skip
-                outcomes.append(accepted)
-                q.logits.append(drawn)
-            nothing = np.full(self.gamma, np.nan)
-            known = [len(q.logits) > lag for q in self.running]
-            stale = [
-                q.logits[-1 - lag] if k else nothing
-                for q, k in zip(self.running, known, strict=True)
-            ]
-            plan = self.planner.plan(
-                BatchState(
-                    logits=np.array([q.logits[-1] for q in self.running]),
-                    stale_logits=np.array(stale),
-                    stale_age=np.array(known, np.int64) * lag,
-                    context_tokens=np.array([q.kv for q in self.running]),
-                    kv_room_tokens=self._available() * self.engine.page_tokens,
-                )
-            )
-            lengths = plan.lengths.tolist()
-        tokens = rows + sum(lengths)
+        rows = len(self.running)
+        outcomes = [self._draw(q) for q in self.running] if self.speculative else [0] * rows
+        drafted = sum(q.drafts for q in self.running) if self.speculative else 0
         context = float(sum(q.kv for q in self.running))
-        drafted = rows if self.speculative else 0
+        lengths = self._plan() if self.speculative else [0] * rows
+        tokens = rows + sum(lengths)
         self.now_s += decode_step_seconds(self.truth, tokens, rows, drafted, context)
         committed = self._commit(lengths, outcomes)
         self._log(start_s, rows, tokens, tokens - rows, committed, 0)
+
+    def _draw(self, q: _Request) -> int:
+        """The request's round happens, drafted for or not; what is not drafted nobody sees."""
+        drawn = np.empty(self.gamma)
+        accepted, q.state = draw_round(
+            self.acceptance, self.engine.seed, q.number, q.rounds, q.domain,
+            q.difficulty, q.state, drawn,
+        )  # fmt: skip
+        if q.drafts:
+            q.logits.append(drawn)
+            q.ages.append(0)
+            return accepted
+        q.logits.append(q.logits[-1] if q.logits else np.full(self.gamma, np.nan))
+        q.ages.append(q.ages[-1] + 1 if q.ages else 0)
+        return 0
+
+    def _plan(self) -> list[int]:
+        lag, nothing = self.engine.lag_steps, np.full(self.gamma, np.nan)
+        self.prefills_per_step += PREFILL_MEMORY * (self.prefills - self.prefills_per_step)
+        self.prefills = 0
+        stale = [q.logits[-1 - lag] if len(q.logits) > lag else nothing for q in self.running]
+        known = [not np.isnan(row[0]) for row in stale]
+        ages = [
+            q.ages[-1 - lag] + lag if k else 0 for q, k in zip(self.running, known, strict=True)
+        ]
+        plan = self.planner.plan(
+            BatchState(
+                logits=np.array(
+                    [
+                        q.logits[-1] if q.drafts else np.full(self.gamma, -np.inf)
+                        for q in self.running
+                    ]
+                ),
+                stale_logits=np.array(stale),
+                stale_age=np.array(ages, np.int64),
+                context_tokens=np.array([q.kv for q in self.running]),
+                slo_slack_s=np.array([self._slack_s(q) for q in self.running]),
+                note=np.array([q.note for q in self.running]),
+                priority=np.array([self.records["priority"][q.number] for q in self.running]),
+                prefills_per_step=self.prefills_per_step,
+                kv_room_tokens=self._available() * self.engine.page_tokens,
+            )
+        )
+        for q, drafts, note in zip(self.running, plan.draft_next, plan.note, strict=True):
+            q.drafts, q.note = bool(drafts), float(note)
+        self.drafts_new = bool(plan.draft_next.any())
+        return [int(length) for length in plan.lengths]
+
+    def _slack_s(self, q: _Request) -> float:
+        tables = self.planner.policy_tables
+        ttft_s = q.first_s - float(self.records["arrival_s"][q.number])
+        if math.isinf(tables.tpot_s) or ttft_s > tables.ttft_s:
+            return math.inf
+        return q.generated * tables.tpot_s - (self.now_s - q.first_s)
 
     def _commit(self, lengths: list[int], outcomes: list[int]) -> int:
         committed = 0

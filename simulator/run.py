@@ -50,6 +50,9 @@ def _parser() -> Parser:
     parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
     parser.add_argument("--seed", type=int, help="of acceptance and confidences")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
+    )
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
     parser.add_argument("--config", metavar="FILE", help="JSON with these settings and 'engine'")
     parser.add_argument("--check", action="store_true", help="verify conservation laws too")
@@ -157,10 +160,13 @@ def _command(arguments: argparse.Namespace) -> int:
             results, interrupted = perform(
                 study.runs,
                 jobs=arguments.jobs,
+                ray=arguments.ray,
                 folder=folder,
                 check=arguments.check,
                 on_progress=on_progress,
             )
+        if not results:
+            raise KeyboardInterrupt  # nothing to keep: the earlier result stays
         with warnings.catch_warnings(record=True) as outside:
             warnings.simplefilter("always")
             _warn_outside(study, results)

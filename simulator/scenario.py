@@ -120,6 +120,7 @@ def request_records(scenario: Scenario) -> Records:
     requests["prompt_tokens"] = trace.prompt_tokens
     requests["output_limit"] = np.minimum(trace.output_tokens, most - trace.prompt_tokens)
     requests["domain"] = trace.domain
+    requests["priority"] = trace.priority
     rejected = requests["output_limit"] < 1
     if rejected.all():
         raise ValueError(

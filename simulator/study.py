@@ -1,36 +1,31 @@
-"""Many simulations at once: a list of runs, worker processes, rows in the order asked for.
+"""Many simulations at once: a list of runs, rows in the order asked for.
 
-A run is one policy at one load. Workers write their Parquet parts and return small results, which
-do not depend on ``jobs``. Ctrl-C ends every run where it stands and keeps what it has.
+A run is one policy at one load; ``simulator.sweep`` performs them, here or elsewhere. Results do
+not depend on where. Ctrl-C ends every run where it stands and keeps what it has.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import signal
-import sys
+import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sglang_dspark.core.policy import NoSpeculation, PolicyFile
+from sglang_dspark.files import atomic_write
 from simulator.fleet import simulate
 from simulator.layout import Records
 from simulator.metrics import is_finished, measure
 from simulator.results import ResultFolder, requests_table, steps_table
 from simulator.scenario import Outcome, Scenario
 from simulator.slo import Slo
+from simulator.sweep import advance, sweep
 
 STEP_CAPACITY = 1 << 15
-
-_shared: dict[str, Any] = {}
-"""In a worker: the counter of finished requests and the event that asks to stop."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,17 +98,25 @@ def _load(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) -> RunResult:
-    counter, stop = _shared["counter"], _shared["stop"]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Task:
+    """A run as a worker gets it."""
+
+    run: Run
+    number: int
+    folder: ResultFolder | None
+    """Where its parts go; None keeps no records."""
+    check: bool
+
+
+def _perform(task: _Task) -> RunResult:
+    run, number, folder = task.run, task.number, task.folder
     before = 0
 
     def progress(done: int) -> None:
         nonlocal before
-        with counter.get_lock():
-            counter.value += done - before
-        before = done
-        if stop.is_set():
-            raise KeyboardInterrupt
+        more, before = done - before, done
+        advance(more)
 
     label = {"policy": run.label, "concurrency": run.scenario.concurrency}
     steps = folder.part("steps", number) if folder else None
@@ -125,7 +128,7 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
     capacity = STEP_CAPACITY if folder else 0
     scenario = dataclasses.replace(run.scenario, step_capacity=capacity)
     started = time.process_time()
-    outcome = simulate(scenario, on_steps=on_steps, on_progress=progress, check=check)
+    outcome = simulate(scenario, on_steps=on_steps, on_progress=progress, check=task.check)
     cpu_s = time.process_time() - started
     if folder and steps:
         steps.close()
@@ -149,10 +152,13 @@ def _perform(run: Run, number: int, folder: ResultFolder | None, check: bool) ->
     )
 
 
-def _begin_worker(counter: Any, stop: Any) -> None:
-    warnings.simplefilter("ignore")  # the parent has warned already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and sets ``stop``
-    _shared.update(counter=counter, stop=stop)
+def _perform_away(task: _Task) -> tuple[RunResult, dict[str, bytes]]:
+    """On a machine that need not share a disk: the parts come back with the result, by name."""
+    with tempfile.TemporaryDirectory(prefix="sglang-dspark-") as away:
+        folder = ResultFolder(away) if task.folder else None
+        result = _perform(dataclasses.replace(task, folder=folder))
+        parts = folder.parts.iterdir() if folder else ()
+        return result, {part.name: part.read_bytes() for part in parts}
 
 
 def warm_up(scenario: Scenario) -> None:
@@ -172,63 +178,28 @@ def perform(
     runs: Sequence[Run],
     *,
     jobs: int = 1,
+    ray: str | None = None,
     folder: ResultFolder | None = None,
     check: bool = False,
     on_progress: Callable[[int], None] = lambda finished: None,
 ) -> tuple[list[RunResult], bool]:
     """Perform the runs; returns their results in order, and whether Ctrl-C cut them short.
 
-    ``on_progress`` hears how many requests have finished, over all runs. After an interruption
-    runs that had not begun are missing from the list.
+    ``jobs`` and ``ray`` are those of ``sweep``. ``on_progress`` hears how many requests have
+    finished, over all runs. After an interruption runs that had not begun are missing from the
+    list.
     """
     warm_up(runs[0].scenario)
-    method = "fork" if sys.platform == "linux" else "spawn"
-    context = multiprocessing.get_context(method)
-    counter, stop = context.Value("q", 0), context.Event()
-    interrupted = False
-    if jobs == 1 or len(runs) == 1:
-        _shared.update(counter=_Watched(counter, on_progress), stop=stop)
-        results = []
-        for number, run in enumerate(runs):
-            try:
-                results.append(_perform(run, number, folder, check))
-            except KeyboardInterrupt:
-                return results, True
-            if results[-1].interrupted:
-                return results, True
-        return results, False
-    with ProcessPoolExecutor(
-        min(jobs, len(runs)), context, initializer=_begin_worker, initargs=(counter, stop)
-    ) as pool:
-        futures = [pool.submit(_perform, run, i, folder, check) for i, run in enumerate(runs)]
-        waiting = set(futures)
-        while waiting:
-            try:
-                _, waiting = wait(waiting, timeout=0.1)
-                on_progress(counter.value)
-            except KeyboardInterrupt:
-                interrupted = True
-                stop.set()
-                for future in futures:
-                    future.cancel()
-                waiting = {future for future in waiting if not future.cancelled()}
-        results = [future.result() for future in futures if not future.cancelled()]
-    return results, interrupted or any(result.interrupted for result in results)
-
-
-class _Watched:
-    """The shared counter, for a study in one process: every change is reported at once."""
-
-    def __init__(self, counter: Any, on_progress: Callable[[int], None]) -> None:
-        self._counter = counter
-        self._on_progress = on_progress
-        self.get_lock = counter.get_lock
-
-    @property
-    def value(self) -> int:
-        return int(self._counter.value)
-
-    @value.setter
-    def value(self, finished: int) -> None:
-        self._counter.value = finished
-        self._on_progress(finished)
+    tasks = [_Task(run=run, number=i, folder=folder, check=check) for i, run in enumerate(runs)]
+    results: list[RunResult | None]
+    if ray is None:
+        results, interrupted = sweep(tasks, _perform, jobs=jobs, on_units=on_progress)
+    else:
+        found, interrupted = sweep(tasks, _perform_away, jobs=jobs, ray=ray, on_units=on_progress)
+        results = [pair and pair[0] for pair in found]
+        for name, data in (part for pair in found if pair for part in pair[1].items()):
+            assert folder is not None
+            with atomic_write(folder.parts / name, "wb") as file:
+                file.write(data)
+    kept = [result for result in results if result is not None]
+    return kept, interrupted or any(result.interrupted for result in kept)

@@ -9,6 +9,7 @@ In order of import:
 - ``cost_tables``, ``cost_schema``, ``cost_curve``, ``roofline``, ``cost``: what a step costs
 - ``sglang_tables``: SGLang's own cost-table files
 - ``correction``: bounded changes of prices and confidences, learned from completed steps
+- ``goodput``: prices and choices of the policy of that name
 - ``memory``: what an engine remembers for its policy
 - ``decide``, ``policy``: what each budget policy decides, and the file it travels in
 - ``planner``: policy, cost model and calibration bound together

@@ -18,8 +18,17 @@ import numpy as np
 
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
+from sglang_dspark.core.goodput import (
+    Circumstances,
+    choose_drafts,
+    cycle_seconds,
+    fill_candidates,
+    priced_budget,
+    step_seconds,
+    token_price,
+)
 from sglang_dspark.core.ranking import MOST_BINS, assign_slots, sort_candidates
-from sglang_dspark.core.state import Floats, Ints
+from sglang_dspark.core.state import Bools, Floats, Ints
 
 NO_DRAFT, FIXED, THRESHOLD, NO_GAIN, EXHAUSTED, KV_ROOM = range(6)
 """Indices into ``sglang_dspark.core.state.STOP_REASONS``."""
@@ -28,6 +37,8 @@ TABLE_FLAT, TABLE_SPS, TABLE_ADDITIVE = range(3)
 
 SGLANG = 5
 """``code`` of the ``sglang`` policy, whose survivals are in SGLang's arithmetic."""
+GOODPUT = 6
+"""``code`` of the ``goodput`` policy, which decides whom to draft for."""
 
 
 class PolicyTables(NamedTuple):
@@ -44,6 +55,14 @@ class PolicyTables(NamedTuple):
     """[R+1] bias and request part of SGLang's additive table."""
     theta_s: Floats
     """[M+1] token part of SGLang's additive table."""
+    min_gain: float = 0.0
+    """Least predicted gain for verifying or drafting less; this and the next: ``goodput`` only."""
+    probe_rounds: int = 1
+    """Steps after which a request that is not drafted for is drafted for again."""
+    ttft_s: float = np.inf
+    tpot_s: float = np.inf
+    slack_weight: float = 0.0
+    priority_weight: float = 0.0
 
 
 class Workspace(NamedTuple):
@@ -52,6 +71,11 @@ class Workspace(NamedTuple):
     values: Floats
     counts: Ints
     lengths: Ints
+    draft_next: Bools
+    notes: Floats
+    weighted: Floats
+    """[R * K] survivals times weights."""
+    prior: Floats
 
 
 def make_workspace(max_requests: int, gamma: int) -> Workspace:
@@ -60,6 +84,10 @@ def make_workspace(max_requests: int, gamma: int) -> Workspace:
         values=np.empty(max(max_requests * gamma, 1)),
         counts=np.empty(MOST_BINS + 1, dtype=np.int64),
         lengths=np.zeros(max(max_requests, 1), dtype=np.int64),
+        draft_next=np.zeros(max(max_requests, 1), dtype=np.bool_),
+        notes=np.full(max(max_requests, 1), np.nan),
+        weighted=np.empty(max(max_requests * gamma, 1)),
+        prior=np.empty(gamma),
     )
 
 
@@ -203,23 +231,83 @@ def _cut_to_room(lengths: Ints, rows: int, columns: int, room: int) -> bool:
 
 
 @compiled
+def goodput_budget(
+    policy: PolicyTables,
+    costs: CostTables,
+    survival: Floats,
+    stale_survival: Floats,
+    around: Circumstances,
+    room: int,
+    work: Workspace,
+) -> tuple[int, float, int, int]:
+    """(budget, tokens per second, candidates, requests drafted for) of the ``goodput`` policy.
+
+    Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
+    ``work.values``.
+    """
+    rows, columns = survival.shape
+    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
+    total = sort_candidates(ranked, work.values, work.counts)
+    budget, rate = priced_budget(
+        costs, work.values, total, rows, drafted, room, policy.min_gain, around
+    )
+    return budget, rate, total, drafted
+
+
+@compiled
+def _plan_goodput(
+    policy: PolicyTables,
+    costs: CostTables,
+    survival: Floats,
+    stale_survival: Floats,
+    around: Circumstances,
+    room: int,
+    work: Workspace,
+) -> int:
+    """Write lengths, notes and whom to draft for; return the stop reason."""
+    rows, columns = survival.shape
+    budget, rate, total, drafted = goodput_budget(
+        policy, costs, survival, stale_survival, around, room, work
+    )
+    price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
+    expected = rate * cycle_seconds(costs, rows + budget, rows, drafted, around)
+    choose_drafts(
+        costs, survival, price, rate, expected, policy.min_gain, policy.probe_rounds, around,
+        work.notes, work.values, work.draft_next,
+    )  # fmt: skip
+    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    for r in range(rows):
+        for k in range(columns):
+            ranked[r, k] = around.weight[r] * survival[r, k]
+    assign_slots(ranked, budget, work.lengths, work.values, work.counts)
+    if budget < total:
+        return KV_ROOM if budget == room else NO_GAIN
+    return EXHAUSTED if drafted > 0 else NO_DRAFT
+
+
+@compiled
 def decide(
     policy: PolicyTables,
     costs: CostTables,
     survival: Floats,
     stale_survival: Floats,
+    around: Circumstances,
     kv_room_tokens: int,
     work: Workspace,
 ) -> tuple[float, float, int]:
-    """Write ``work.lengths[:R]``; return (predicted step seconds, expected tokens, stop reason).
+    """Write ``lengths``, ``draft_next`` and ``notes`` [:R] of ``work``; return (predicted step
+    seconds, expected tokens, stop reason).
 
     ``survival`` [R, K] is current, ``stale_survival`` [R, K] older, ones where there is no history.
-    Only ``global`` and ``sglang`` read the stale one, for the budget alone; the ranking is always
-    current, which keeps both lossless (architecture: asynchronous policy).
+    ``global``, ``sglang`` and ``goodput`` read the stale one, for the budget alone; the ranking is
+    always current, which keeps all three lossless (architecture: asynchronous policy).
     """
     rows, columns = survival.shape
     lengths = work.lengths
     lengths[:rows] = 0
+    work.draft_next[:rows] = policy.code != 0
+    work.notes[:rows] = np.nan
     room = max(kv_room_tokens - rows, 0)
     reason = EXHAUSTED
     step_s = np.nan
@@ -245,21 +333,26 @@ def decide(
         if budget < total:
             reason = KV_ROOM if budget == room else NO_GAIN
         assign_slots(survival, budget, lengths, work.values, work.counts)
-    else:
+    elif policy.code == GOODPUT and rows > 0:
+        reason = _plan_goodput(policy, costs, survival, stale_survival, around, room, work)
+    elif policy.code != GOODPUT:
         budget, step_s, total = stale_budget(policy, costs, stale_survival, room, work)
         if budget < total:
             reason = KV_ROOM if budget == room else NO_GAIN
         assign_slots(survival, budget, lengths, work.values, work.counts)
     tokens = rows
     expected = float(rows)
+    drafted = 0
     for r in range(rows):
         tokens += lengths[r]
+        drafted += survival[r, 0] != 0.0
         for k in range(lengths[r]):
             expected += survival[r, k]
-    if step_s != step_s:
-        if policy.code == 0:
-            context = rows * costs.context_reference_tokens
-            step_s = decode_step_seconds(costs, tokens, rows, 0, context)
-        else:
-            step_s = _reference_step_s(costs, tokens, rows)
+    if policy.code == GOODPUT:
+        step_s = step_seconds(costs, tokens, rows, drafted, around)
+    elif step_s != step_s and policy.code == 0:
+        context = rows * costs.context_reference_tokens
+        step_s = decode_step_seconds(costs, tokens, rows, 0, context)
+    elif step_s != step_s:
+        step_s = _reference_step_s(costs, tokens, rows)
     return step_s, expected, reason

@@ -6,6 +6,8 @@ same tables (``policy_tables``, ``costs``, ``inverse_temperature``, ``bias``). K
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from sglang_dspark.core import sglang_tables
@@ -17,13 +19,16 @@ from sglang_dspark.core.decide import (
     TABLE_SPS,
     PolicyTables,
     decide,
+    goodput_budget,
     make_workspace,
     stale_budget,
 )
+from sglang_dspark.core.goodput import Circumstances, fill_weights, step_seconds
 from sglang_dspark.core.policy import (
     ConfidenceThreshold,
     FixedLength,
     GlobalBudget,
+    Goodput,
     NoSpeculation,
     Policy,
     SGLangPlanner,
@@ -54,6 +59,7 @@ def compile_policy(
         additive = sglang_tables.to_additive(cost_model)
         alpha_s = additive.bias_seconds + additive.dense_alpha(max_requests)
         theta_s = additive.dense_theta(max_tokens)
+    priced = policy if isinstance(policy, Goodput) else Goodput()
     return PolicyTables(
         code=policy.code,
         length=length,
@@ -62,6 +68,12 @@ def compile_policy(
         steps_per_s=steps_per_s,
         alpha_s=alpha_s,
         theta_s=theta_s,
+        min_gain=priced.min_gain,
+        probe_rounds=priced.probe_rounds,
+        ttft_s=np.inf if priced.ttft_ms is None else priced.ttft_ms / 1e3,
+        tpot_s=np.inf if priced.tpot_ms is None else priced.tpot_ms / 1e3,
+        slack_weight=priced.slack_weight,
+        priority_weight=priced.priority_weight,
     )
 
 
@@ -98,15 +110,23 @@ class Planner:
     @property
     def decides_early(self) -> bool:
         """Whether the number of tokens is known before they are drafted: see ``budget``."""
-        early = (NoSpeculation, FixedLength, GlobalBudget, SGLangPlanner)
+        early = (NoSpeculation, FixedLength, GlobalBudget, SGLangPlanner, Goodput)
         return isinstance(self.policy, early)
 
-    def budget(self, stale_logits: Floats) -> tuple[int, float]:
+    def budget(
+        self,
+        stale_logits: Floats,
+        *,
+        context_tokens: float = math.nan,
+        prefills_per_step: float = 0.0,
+    ) -> tuple[int, float]:
         """(draft tokens that ``plan`` will verify, predicted seconds) from the old logits alone.
 
-        The same number as in ``plan`` of any state with these ``stale_logits``, unless there is no
-        room or fewer tokens are worth a slot; NaN seconds where the policy leaves them to ``plan``.
-        ``ValueError`` for a policy that decides by the current logits.
+        The same number as in ``plan`` of any state with these ``stale_logits`` in which everyone is
+        drafted for and equally dear, unless there is no room or fewer tokens are worth a slot; NaN
+        seconds where the policy leaves them to ``plan``. ``context_tokens`` is the sum over the
+        requests, NaN for the cost model's reference. ``ValueError`` for a policy that decides by
+        the current logits.
         """
         rows = stale_logits.shape[0]
         self._check_fits(rows, stale_logits.shape[1])
@@ -116,9 +136,21 @@ class Planner:
             return rows * self.policy_tables.length, np.nan
         if not self.decides_early:
             raise ValueError(f"policy {self.policy.name} has no budget before the draft; call plan")
-        budget, step_s, _ = stale_budget(
-            self.policy_tables, self.costs, self.survival(stale_logits), 2**62, self._work
-        )
+        stale = self.survival(stale_logits)
+        if isinstance(self.policy, Goodput):
+            around = Circumstances(
+                stale_age=np.where(np.isnan(stale_logits[:, 0]), 0, 1),
+                note=np.empty(0),
+                weight=np.ones(rows),
+                context_tokens=context_tokens,
+                prefills_per_step=prefills_per_step,
+            )
+            budget, _, _, _ = goodput_budget(
+                self.policy_tables, self.costs, np.ones(stale.shape), stale, around, 2**62,
+                self._work,
+            )  # fmt: skip
+            return budget, step_seconds(self.costs, rows + budget, rows, rows, around)
+        budget, step_s, _ = stale_budget(self.policy_tables, self.costs, stale, 2**62, self._work)
         return budget, step_s
 
     def assign(self, logits: Floats, budget: int) -> Ints:
@@ -142,12 +174,38 @@ class Planner:
         self._check_fits(rows, state.gamma)
         survival, stale = self.survival(state.logits), self.survival(state.stale_logits)
         step_s, expected, reason = decide(
-            self.policy_tables, self.costs, survival, stale, state.kv_room_tokens, self._work
+            self.policy_tables,
+            self.costs,
+            survival,
+            stale,
+            self._around(state),
+            state.kv_room_tokens,
+            self._work,
         )
         return VerifyPlan(
             lengths=self._work.lengths[:rows].copy(),
-            draft_next=np.full(rows, not isinstance(self.policy, NoSpeculation)),
+            draft_next=self._work.draft_next[:rows].copy(),
+            note=self._work.notes[:rows].copy(),
             predicted_step_s=step_s,
             expected_tokens=expected,
             stop_reason=STOP_REASONS[reason],
+        )
+
+    def _around(self, state: BatchState) -> Circumstances:
+        rows, tables = state.requests, self.policy_tables
+        weight = np.empty(rows)
+        fill_weights(
+            state.slo_slack_s if state.slo_slack_s.size else np.full(rows, np.inf),
+            state.priority if state.priority.size else np.zeros(rows, dtype=np.int64),
+            tables.tpot_s,
+            tables.slack_weight if state.slo_slack_s.size else 0.0,
+            tables.priority_weight,
+            weight,
+        )
+        return Circumstances(
+            stale_age=np.where(np.isnan(state.stale_logits[:, 0]), 0, state.stale_age),
+            note=state.note if state.note.size else np.full(rows, np.nan),
+            weight=weight,
+            context_tokens=float(state.context_tokens.sum()),
+            prefills_per_step=state.prefills_per_step,
         )

@@ -84,8 +84,51 @@ class SGLangPlanner:
             raise ValueError(f"table {self.table!r} must be sps, additive or flat")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """``global`` with the prices it leaves out, and drafting only for those who pay for it."""
+
+    name: ClassVar[str] = "goodput"
+    code: ClassVar[int] = 6
+    min_gain: float = 0.01
+    """Predicted relative gain in tokens per second below which it verifies and drafts all."""
+    probe_rounds: int = 16
+    """Steps after which a request that is not drafted for is drafted for again."""
+    ttft_ms: float | None = None
+    """Bound on the time to first token; a request that missed it is worth least."""
+    tpot_ms: float | None = None
+    """Bound on the time per output token: the pace that slack is measured against."""
+    slack_weight: float = 0.0
+    """How much less the tokens of a request are worth that is ahead of ``tpot_ms``; 0: equally."""
+    priority_weight: float = 0.0
+    """How much less they are worth for each level of priority below the highest; 0: equally."""
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_ms", "tpot_ms"):
+            bound = getattr(self, name)
+            if bound is not None and not (math.isfinite(bound) and bound > 0):
+                raise ValueError(f"{name} {bound} must be above 0; leave it out for no bound")
+        for name in ("slack_weight", "priority_weight"):
+            if not 0 <= getattr(self, name) <= 16:
+                raise ValueError(f"{name} {getattr(self, name)} must be between 0 and 16")
+        if self.slack_weight > 0 and self.tpot_ms is None:
+            raise ValueError(
+                f"slack_weight {self.slack_weight} needs tpot_ms to measure slack by; give both"
+            )
+        if not (math.isfinite(self.min_gain) and 0 <= self.min_gain <= 1):
+            raise ValueError(f"min_gain {self.min_gain} must be between 0 and 1")
+        if not 2 <= self.probe_rounds <= 10_000:
+            raise ValueError(f"probe_rounds {self.probe_rounds} must be 2 to 10000")
+
+
 Policy: TypeAlias = (
-    NoSpeculation | FixedLength | ConfidenceThreshold | EarlyStop | GlobalBudget | SGLangPlanner
+    NoSpeculation
+    | FixedLength
+    | ConfidenceThreshold
+    | EarlyStop
+    | GlobalBudget
+    | SGLangPlanner
+    | Goodput
 )
 
 POLICIES: dict[str, type[Policy]] = {
@@ -97,6 +140,7 @@ POLICIES: dict[str, type[Policy]] = {
         EarlyStop,
         GlobalBudget,
         SGLangPlanner,
+        Goodput,
     )
 }
 

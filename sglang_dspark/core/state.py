@@ -42,13 +42,17 @@ class BatchState:
     slo_class: Ints = field(default_factory=_no_ints)
     """[R] index of the request's SLO class, -1 for none; empty when the caller has no classes."""
     slo_slack_s: Floats = field(default_factory=lambda: np.empty(0))
-    """[R] seconds until the request misses its SLO, +inf for none; empty like ``slo_class``."""
+    """[R] seconds until the request falls behind its SLO's pace, +inf for none or one that is
+    missed (``goodput.slack_seconds``); empty like ``slo_class``."""
+    note: Floats = field(default_factory=lambda: np.empty(0))
+    """[R] what the request's last plan noted of it (``VerifyPlan.note``), NaN for none; empty: no
+    notes of any."""
     priority: Ints = field(default_factory=_no_ints)
     """[R] larger is more urgent; empty when all are equal."""
     arrival_s: Floats = field(default_factory=lambda: np.empty(0))
     """[R] arrival on the engine's clock; empty when unknown."""
-    waiting_prefill_tokens: int = 0
-    """Prompt tokens of queued requests that still have to be prefilled."""
+    prefills_per_step: float = 0.0
+    """Prefill steps for each decode step, an average over some 32 (``goodput.PREFILL_MEMORY``)."""
     graph_tiers: Ints = field(default_factory=_no_ints)
     """Token counts for which a CUDA graph was captured, increasing; empty without graphs."""
     kv_room_tokens: int = 2**62
@@ -66,7 +70,7 @@ class BatchState:
         for name in ("stale_age", "context_tokens"):
             if getattr(self, name).shape != (requests,):
                 raise ValueError(f"{name} must have one entry for each of {requests} requests")
-        for name in ("slo_class", "slo_slack_s", "priority", "arrival_s"):
+        for name in ("slo_class", "slo_slack_s", "note", "priority", "arrival_s"):
             if getattr(self, name).shape not in ((requests,), (0,)):
                 raise ValueError(f"{name} must be empty or have {requests} entries")
         missing = np.isnan(self.stale_logits)
@@ -97,13 +101,16 @@ class VerifyPlan:
     lengths: Ints
     """[R] draft tokens to verify, each in 0..K."""
     draft_next: Bools
-    """[R] whether to draft for the request's next step."""
+    """[R] whether to draft for the request's next step. A request that starts to decode is drafted
+    for if the last plan drafts for any, or there was none."""
     predicted_step_s: float
     """Seconds the policy's cost model expects for the step."""
     expected_tokens: float
     """Tokens the policy expects the step to commit, bonus tokens included."""
     stop_reason: str
     """Why the plan verifies no more: one of ``STOP_REASONS``."""
+    note: Floats = field(default_factory=lambda: np.empty(0))
+    """[R] to be handed back in each request's next ``BatchState``; NaN, or empty: nothing."""
 
     @property
     def step_tokens(self) -> int:

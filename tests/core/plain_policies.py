@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
+from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import STOP_REASONS, Floats
 
 PLENTY = 2**40
-NONE, FIXED, THRESHOLD, EARLY_STOP, GLOBAL, SGLANG = range(6)
+NONE, FIXED, THRESHOLD, EARLY_STOP, GLOBAL, SGLANG, GOODPUT = range(7)
 
 
 def costs_of(verify_s: Any, **fields: Any) -> CostTables:
@@ -56,15 +57,28 @@ def policy_of(code: int, **fields: Any) -> PolicyTables:
     return PolicyTables(code=code, **{**values, **fields})
 
 
+def around_of(requests: int, **fields: Any) -> Circumstances:
+    """Everyone known and equally dear, the reference context, no prefill."""
+    values: dict[str, Any] = {
+        "stale_age": np.full(requests, 2),
+        "note": np.full(requests, np.nan),
+        "weight": np.ones(requests),
+        "context_tokens": np.nan,
+        "prefills_per_step": 0.0,
+    }
+    return Circumstances(**{**values, **fields})
+
+
 def lengths_of(
     policy: PolicyTables,
     costs: CostTables,
     survival: Floats,
     stale: Floats | None = None,
     room: int = PLENTY,
+    **around: Any,
 ) -> list[int]:
     """The plan's lengths; without ``stale`` there is no lag."""
-    return decided(policy, costs, survival, stale, room)[0]
+    return decided(policy, costs, survival, stale, room, **around)[0]
 
 
 def decided(
@@ -73,12 +87,14 @@ def decided(
     survival: Floats,
     stale: Floats | None = None,
     room: int = PLENTY,
+    **fields: Any,
 ) -> tuple[list[int], float, float, str]:
     """(lengths, predicted step seconds, expected tokens, stop reason)."""
     work = make_workspace(survival.shape[0], survival.shape[1])
     survival = np.ascontiguousarray(survival)
     stale = survival if stale is None else np.ascontiguousarray(stale)
-    step_s, expected, reason = decide(policy, costs, survival, stale, room, work)
+    around = around_of(survival.shape[0], **fields)
+    step_s, expected, reason = decide(policy, costs, survival, stale, around, room, work)
     return work.lengths[: survival.shape[0]].tolist(), step_s, expected, STOP_REASONS[reason]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from plain_policies import (
     EARLY_STOP,
     FIXED,
     GLOBAL,
+    GOODPUT,
     PLENTY,
     SGLANG,
     THRESHOLD,
@@ -141,11 +143,13 @@ def test_early_stopping_verifies_nothing_in_appendix_a_and_is_right() -> None:
 @pytest.mark.example
 @pytest.mark.parametrize("stale", [[0.8, 0.72], [0.8, 0.0], [1.0, 1.0], [0.1, 0.1]])
 def test_the_asynchronous_budget_is_right_in_appendix_a(stale: list[float]) -> None:
-    policy = policy_of(GLOBAL)
-    found = first_token(
-        lambda survival: lengths_of(policy, PAPER_COSTS, survival, np.array([stale]))
-    )
-    np.testing.assert_allclose(found, [0.7, 0.3], rtol=1e-14)
+    for policy in (policy_of(GLOBAL), policy_of(GOODPUT, min_gain=0.01)):
+        found = first_token(
+            lambda survival, policy=policy: lengths_of(
+                policy, PAPER_COSTS, survival, np.array([stale])
+            )
+        )
+        np.testing.assert_allclose(found, [0.7, 0.3], rtol=1e-14)
 
 
 @pytest.mark.example
@@ -184,7 +188,17 @@ LOSSLESS = {
     "sglang": policy_of(
         SGLANG, table=1, steps_per_s=np.array([1.0, 1.0, 1.0, 0.8, 0.8, 0.7, 0.4, 0.4, 0.3])
     ),
+    "goodput": policy_of(GOODPUT),
+    "goodput, cautious": policy_of(GOODPUT, min_gain=0.1, probe_rounds=4),
+    "goodput, unequal": policy_of(GOODPUT),
 }
+UNEQUAL = {
+    "weight": np.array([0.3, 1.0]),
+    "stale_age": np.array([0, 5]),
+    "note": np.array([np.nan, 0.2]),
+    "prefills_per_step": 0.5,
+}
+"""Two requests of unequal worth, one without history."""
 
 
 def gap(
@@ -193,6 +207,7 @@ def gap(
     verify_s: Floats,
     stale: Floats | None,
     room: int = PLENTY,
+    **around: Any,
 ) -> float:
     """Largest difference between what two requests are served and what the target samples."""
     target, drafter, confidence = chains_and_heads
@@ -200,7 +215,7 @@ def gap(
     costs = costs_of(verify_s)
 
     def plan(survival: Floats) -> list[int]:
-        return lengths_of(policy, costs, survival, stale, room)
+        return lengths_of(policy, costs, survival, stale, room, **around)
 
     joint = joint_distribution(plan, target, drafter, confidence, requests)
     return float(np.abs(joint - by_target(target, positions, requests)).max())
@@ -224,7 +239,8 @@ def test_two_requests_are_served_what_the_target_would_sample(
 ) -> None:
     """Jointly: neither request's tokens may lean on the other's, nor on its own confidences."""
     stale = np.cumprod(np.full(toy[2].shape[:2], past), axis=1)
-    assert gap(LOSSLESS[name], toy, verify_s, stale, room) < 1e-12
+    around = UNEQUAL if name == "goodput, unequal" else {}
+    assert gap(LOSSLESS[name], toy, verify_s, stale, room, **around) < 1e-12
 
 
 TOY = (

@@ -13,10 +13,12 @@ from plain_policies import (
     EARLY_STOP,
     FIXED,
     GLOBAL,
+    GOODPUT,
     NONE,
     PLENTY,
     SGLANG,
     THRESHOLD,
+    around_of,
     best_first,
     costs_of,
     curves,
@@ -51,6 +53,7 @@ def every_policy() -> list[PolicyTables]:
         policy_of(EARLY_STOP),
         policy_of(GLOBAL),
         policy_of(SGLANG),
+        policy_of(GOODPUT),
     ]
 
 
@@ -192,6 +195,8 @@ def test_predictions_are_the_price_and_the_survival_of_the_plan(
     for policy in every_policy():
         lengths, step_s, expected, _ = decided(policy, costs, survival, stale)
         drafted = 0 if policy.code == NONE else rows
+        if policy.code == GOODPUT:  # it prices drafting for those drafted for
+            drafted = int((survival[:, 0] > 0.0).sum())
         tokens = rows + sum(lengths)
         assert step_s == decode_step_seconds(costs, tokens, rows, drafted, context)
         sums = [survival[r, :length].sum() for r, length in enumerate(lengths)]
@@ -272,7 +277,7 @@ def test_a_request_without_draft_gets_no_slots(
 @pytest.mark.law
 @given(survivals(levels=4), curves())
 def test_the_ranked_policies_verify_no_hopeless_token(survival: Floats, verify_s: Floats) -> None:
-    for policy in (policy_of(EARLY_STOP), policy_of(GLOBAL), policy_of(SGLANG)):
+    for policy in (policy_of(code) for code in (EARLY_STOP, GLOBAL, SGLANG, GOODPUT)):
         lengths = lengths_of(policy, costs_of(verify_s), survival, np.ones(survival.shape))
         for r, length in enumerate(lengths):
             assert (survival[r, :length] >= SURVIVAL_FLOOR).all()
@@ -287,8 +292,10 @@ def test_the_same_state_gets_the_same_plan_from_a_used_workspace(
     costs = costs_of(verify_s)
     for policy in every_policy():
         lengths, *told = decided(policy, costs, survival)
-        decide(policy, costs, np.full((20, 9), 0.7), np.full((20, 9), 0.9), PLENTY, work)
-        again = decide(policy, costs, survival, survival, PLENTY, work)
+        full = np.full((20, 9), 0.7)
+        decide(policy, costs, full, full + 0.2, around_of(20), PLENTY, work)
+        around = around_of(survival.shape[0])
+        again = decide(policy, costs, survival, survival, around, PLENTY, work)
         assert list(work.lengths[: survival.shape[0]]) == lengths
         assert list(again[:2]) == told[:2]
 

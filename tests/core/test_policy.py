@@ -40,7 +40,8 @@ ANY_POLICY: st.SearchStrategy[Policy] = st.one_of(
 
 @pytest.mark.example
 def test_the_names_and_codes_are_unique_and_stand_for_their_own_class() -> None:
-    assert list(POLICIES) == ["none", "fixed", "threshold", "early_stop", "global", "sglang"]
+    names = ["none", "fixed", "threshold", "early_stop", "global", "sglang", "goodput"]
+    assert list(POLICIES) == names
     assert sorted(kind.code for kind in POLICIES.values()) == list(range(len(POLICIES)))
 
 
@@ -53,7 +54,7 @@ def test_a_policys_label_parses_back_to_it(policy: Policy) -> None:
 @pytest.mark.example
 def test_labels_are_as_short_as_they_can_be() -> None:
     labels = [policy_label(parse_policy(name).policy) for name in POLICIES]
-    assert labels == ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang"]
+    assert labels == ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang", "goodput"]
     assert policy_label(FixedLength(length=3)) == "fixed:3"
 
 

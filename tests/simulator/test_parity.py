@@ -13,7 +13,7 @@ from simulator.layout import Records
 from simulator.reference import ReferenceEngine
 from simulator.scenario import Scenario
 
-POLICIES = ["none", "fixed", "fixed:3", "threshold", "early_stop", "global", "sglang"]
+POLICIES = ["none", "fixed", "fixed:3", "threshold", "early_stop", "global", "sglang", "goodput"]
 REQUEST_FIELDS = (
     "first_token_s", "finish_s", "generated", "retractions", "verified", "accepted", "rounds",
     "status",

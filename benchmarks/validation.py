@@ -1,0 +1,99 @@
+"""Predict what others published or measured, and write both down side by side.
+
+    python benchmarks/validation.py [-o benchmarks/results/validation.json]
+
+Five studies: vLLM's frontier on 8 B300, the paper's Figures 7 and 8, queueing theory, the digital
+twin (read from ``results/digital_twin.json``) and the acceptance profiles. The published numbers
+are in ``published_serving.json`` beside this file. No study is calibrated on more than two of the
+points it predicts; the result names them. About a minute on one core. Draw it with
+
+    python -m analysis.validation benchmarks/results/validation.json \
+        -o docs/figures/validation.png --docs docs/validation.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from validation_basics import acceptance, queues, twin
+from validation_paper import MODELS, paper_model
+from validation_vllm import frontier
+
+from analysis.validation_record import Validation
+from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.files import read_json, write_json
+
+HERE = Path(__file__).resolve().parent
+PUBLISHED = HERE / "published_serving.json"
+TWIN = HERE / "results" / "digital_twin.json"
+OUT = HERE / "results" / "validation.json"
+DIGITS = 6
+
+
+def processor() -> str:
+    """The CPU's name, where Linux tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line)
+    return next(names, "")
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
+
+
+def rounded(value: Any) -> Any:
+    """Floats with six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def validation() -> Validation:
+    """Every study."""
+    records = read_json(PUBLISHED)["records"]
+    with tqdm(unit=" replays", disable=None) as bar:
+
+        def tick() -> None:
+            bar.update()
+
+        return Validation(
+            schema_version=1,
+            command="python benchmarks/validation.py",
+            commit=_commit(),
+            hardware=f"{platform.machine()}, {processor()}",
+            python=platform.python_version(),
+            frontier=frontier(records, tick),
+            paper=[paper_model(records, key, tick) for key in MODELS],
+            queues=queues(tick),
+            twin_source=f"benchmarks/results/{TWIN.name}",
+            twin=twin(TWIN),
+            acceptance=acceptance(tick),
+        )
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    write_json(arguments.out, rounded(dataclasses.asdict(validation())))
+    print(f"Wrote {arguments.out}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python benchmarks/validation.py", description=__doc__.split("\n")[0])
+    parser.add_argument("-o", "--out", default=str(OUT), metavar="FILE", help="JSON of all studies")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command("validation", lambda: _command(_parser().parse_args())))

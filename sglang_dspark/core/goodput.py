@@ -1,0 +1,296 @@
+"""The ``goodput`` policy: what the others leave out of a step's price, and for whom to draft.
+
+Compiled functions over arrays, called by ``sglang_dspark.core.decide``. Knows no clock, no file and
+no random numbers; what it may see beside survivals comes in ``Circumstances``.
+
+Law. A plan is worth its expected weighted tokens per second of the whole cycle::
+
+    (sum_r w_r + sum of w_r a_rk over the verified tokens) / (T(R, M, drafted, context) + P)
+
+where T prices the context that is really there and drafting for those drafted for, and P the
+prompts that are prefilled before the next step. Verifying less than everything, and drafting for
+fewer than everyone, need a predicted gain of at least ``min_gain``.
+
+Lossless for the reason ``global`` is: the budget knows only older confidences, a weight is one
+number for all positions of a request and knows only the past, and for whom the next step drafts is
+decided before its tokens exist.
+
+Symbols: R requests, K draft positions, M tokens in the step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.cost_tables import (
+    CostTables,
+    decode_step_seconds,
+    draft_seconds,
+    prefill_seconds,
+)
+from sglang_dspark.core.state import Bools, Floats, Ints
+
+LEAST_WEIGHT = 0.125
+"""No request is worth so little that it stands still."""
+
+PREFILL_MEMORY = 1 / 32
+"""Weight of the newest decode step in ``prefills_per_step``: an engine keeps the average."""
+
+_NEWEST = 0.2
+
+
+class Circumstances(NamedTuple):
+    """What a step is like beside its survivals; only ``goodput`` looks."""
+
+    stale_age: Ints
+    """[R] steps since the stale row was drafted; 0 where there is none."""
+    note: Floats
+    """[R] what the last plan noted of each request, see ``choose_drafts``; NaN for none."""
+    weight: Floats
+    """[R] what a token of the request is worth, in (0, 1]."""
+    context_tokens: float
+    """Context tokens summed over the requests; NaN: the cost model's reference."""
+    prefills_per_step: float
+    """Prefill steps for each decode step, an average that the newest adds ``PREFILL_MEMORY`` to."""
+
+
+@compiled
+def slack_seconds(
+    ttft_bound_s: float, tpot_bound_s: float, ttft_s: float, since_first_s: float, generated: int
+) -> float:
+    """Seconds until a request with ``generated`` tokens falls behind the pace of its SLO.
+
+    The pace is the first token and one more for each TPOT since. Negative: behind. +inf without a
+    bound on TPOT, and where the first token came too late: nothing is left to save.
+    """
+    if tpot_bound_s == np.inf or ttft_s > ttft_bound_s:
+        return np.inf
+    return generated * tpot_bound_s - since_first_s
+
+
+@compiled
+def fill_weights(
+    slack_s: Floats,
+    priority: Ints,
+    tpot_bound_s: float,
+    slack_weight: float,
+    priority_weight: float,
+    out: Floats,
+) -> None:
+    """Write ``out[:R]``: what a token of each request is worth, in [``LEAST_WEIGHT``, 1].
+
+    1 / (1 + slack_weight * a / 16) for a request that is a >= 0 tokens ahead of the pace of its
+    SLO, 1 for one behind; times exp(-priority_weight) for each level of priority below the highest.
+    """
+    rows = out.size
+    highest = priority[0] if rows > 0 else 0
+    for r in range(rows):
+        highest = max(highest, priority[r])
+    for r in range(rows):
+        weight = 1.0
+        if slack_weight > 0.0 and slack_s[r] > 0.0:
+            weight /= 1.0 + slack_weight * slack_s[r] / (16.0 * tpot_bound_s)
+        if priority_weight > 0.0:
+            weight *= np.exp(-priority_weight * (highest - priority[r]))
+        out[r] = max(weight, LEAST_WEIGHT)
+
+
+@compiled
+def fill_candidates(
+    survival: Floats, stale: Floats, around: Circumstances, prior: Floats, out: Floats
+) -> int:
+    """Write w_r times the stale survivals of what was drafted into ``out``; return how many rows.
+
+    A request without history is taken for the average of those with one (``prior`` [K] is scratch),
+    or for one whose every draft survives while there is none. Rows that were not drafted are 0.
+    """
+    rows, columns = survival.shape
+    known = 0
+    prior[:columns] = 0.0
+    for r in range(rows):
+        if around.stale_age[r] > 0:
+            known += 1
+            for k in range(columns):
+                prior[k] += stale[r, k]
+    for k in range(columns):
+        prior[k] = prior[k] / known if known > 0 else 1.0
+    drafted = 0
+    for r in range(rows):
+        weight = around.weight[r]
+        if survival[r, 0] == 0.0:
+            out[r, :] = 0.0
+            continue
+        drafted += 1
+        for k in range(columns):
+            out[r, k] = weight * (stale[r, k] if around.stale_age[r] > 0 else prior[k])
+    return drafted
+
+
+@compiled
+def step_seconds(
+    costs: CostTables, tokens: int, requests: int, drafted: int, around: Circumstances
+) -> float:
+    """Seconds of one decode step at the context that is really there."""
+    context = around.context_tokens
+    if context != context:
+        context = requests * costs.context_reference_tokens
+    return decode_step_seconds(costs, tokens, requests, drafted, context)
+
+
+@compiled
+def cycle_seconds(
+    costs: CostTables, tokens: int, requests: int, drafted: int, around: Circumstances
+) -> float:
+    """Seconds of the step and of what every prefill step costs however short its prompts are.
+
+    A cycle is a decode step and the prefill steps until the next. What a prompt's tokens add to
+    them is left out: it comes with every request, sooner the more tokens are committed, and so
+    changes no comparison.
+    """
+    prefill_s = prefill_seconds(costs, 1, 0.0) + costs.host_s
+    step_s = step_seconds(costs, tokens, requests, drafted, around)
+    return step_s + around.prefills_per_step * prefill_s
+
+
+@compiled
+def priced_budget(
+    costs: CostTables,
+    candidates: Floats,
+    total: int,
+    requests: int,
+    drafted: int,
+    room: int,
+    min_gain: float,
+    around: Circumstances,
+) -> tuple[int, float]:
+    """(B, weighted tokens per second): everything that fits, unless fewer gain ``min_gain``.
+
+    ``candidates`` [total] are weighted survivals in descending order.
+    """
+    limit = min(total, room)
+    base = 0.0
+    for r in range(requests):
+        base += around.weight[r]
+    expected = base
+    best = 0
+    best_rate = base / cycle_seconds(costs, requests, requests, drafted, around)
+    rate = best_rate
+    # The parts that do not depend on B are added up once: a step's price is one addition then.
+    last = costs.verify_s.size - 1
+    outside = requests + limit > last
+    context = around.context_tokens
+    extra_s = 0.0
+    if context == context:
+        extra_s = costs.context_s * (context - requests * costs.context_reference_tokens)
+    forward_s = max(costs.verify_s[min(requests, last)] + extra_s, 0.0)
+    rest_s = cycle_seconds(costs, requests, requests, drafted, around) - forward_s
+    # A context short enough to meet the floor of a forward makes the price no sum of parts.
+    outside = outside or costs.verify_s[min(requests, last)] * 0.75 + extra_s < 0.0
+    for b in range(1, limit + 1):
+        expected += candidates[b - 1]
+        if outside:
+            rate = expected / cycle_seconds(costs, requests + b, requests, drafted, around)
+        else:
+            rate = expected / (rest_s + costs.verify_s[requests + b] + extra_s)
+        if rate > best_rate:
+            best_rate = rate
+            best = b
+    if best_rate < (1.0 + min_gain) * rate:
+        return limit, rate
+    return best, best_rate
+
+
+@compiled
+def token_price(
+    costs: CostTables,
+    candidates: Floats,
+    total: int,
+    budget: int,
+    requests: int,
+    columns: int,
+    rate: float,
+    around: Circumstances,
+) -> float:
+    """What one verified token has to be worth.
+
+    The best candidate that was left out, if any was: its worth is what the last slot costs, on a
+    smooth curve as well as below a cliff. Where everything is verified, the seconds that a token
+    adds on average, at ``rate``.
+    """
+    if budget < total:
+        return candidates[budget]
+    base_s = step_seconds(costs, requests, requests, 0, around)
+    if total > 0:
+        return rate * (step_seconds(costs, requests + total, requests, 0, around) - base_s) / total
+    one = step_seconds(costs, 2 * requests, requests, 0, around) - base_s
+    every = step_seconds(costs, requests * (columns + 1), requests, 0, around) - base_s
+    return rate * min(one / requests, every / (requests * columns))
+
+
+@compiled
+def choose_drafts(
+    costs: CostTables,
+    survival: Floats,
+    price: float,
+    rate: float,
+    expected: float,
+    min_gain: float,
+    probe_rounds: int,
+    around: Circumstances,
+    notes: Floats,
+    gains: Floats,
+    out: Bools,
+) -> None:
+    """Write ``out[:R]``, for whom the next step drafts, and ``notes[:R]``; ``gains`` is scratch.
+
+    The note of a request is what its drafts have been worth above their ``price``, in tokens, on an
+    exponential average over its drafts: one draft tells little of the next, and the average of the
+    worth is more than the worth of an average draft. A request pays for its draft when that exceeds
+    its share of the drafting, seconds at ``rate`` tokens. Those that do not pay are left out, and
+    all are if the payers do not carry what drafting costs however few it is for, provided that it
+    gains ``min_gain`` of the ``expected`` tokens. Who is left out is drafted for again after
+    ``probe_rounds`` steps, sooner the less was missing; when all are, all are probed together.
+    """
+    rows, columns = survival.shape
+    draft_s = draft_seconds(costs, rows)
+    each = 0.0
+    if rows > 1:
+        each = rate * (draft_s - draft_seconds(costs, 1)) / (rows - 1)
+    fixed = rate * draft_s - each * rows
+    payers, losses = -fixed, 0.0
+    oldest = 0
+    evidence = 0
+    for r in range(rows):
+        weight = around.weight[r]
+        drafted = survival[r, 0] != 0.0
+        if drafted:
+            worth = 0.0
+            for k in range(columns):
+                worth += max(weight * survival[r, k] - price, 0.0)
+            before = around.note[r]
+            notes[r] = before + _NEWEST * (worth - before) if before == before else worth
+        else:
+            notes[r] = around.note[r]
+        gain = 0.0
+        if notes[r] == notes[r]:
+            gain = notes[r] - each
+            evidence += 1
+        gains[r] = gain
+        payers += max(gain, 0.0)
+        losses += max(-gain, 0.0)
+        if not drafted:
+            oldest = max(oldest, around.stale_age[r])
+    everyone = payers - losses
+    if evidence > 0 and payers <= 0.0:
+        saved = -everyone
+        wait = probe_rounds * min(saved / (rate * draft_s), 1.0) if draft_s > 0.0 else 0.0
+        out[:rows] = saved < min_gain * expected or oldest >= wait
+        return
+    skip = losses >= min_gain * expected
+    for r in range(rows):
+        out[r] = not skip or gains[r] >= 0.0
+        if not out[r] and survival[r, 0] == 0.0:
+            out[r] = around.stale_age[r] >= probe_rounds * min(-gains[r] / each, 1.0)

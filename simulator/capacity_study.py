@@ -1,0 +1,338 @@
+"""The simulations behind a capacity report: questions, each answered by itself in any process.
+
+Owns which loads, rates and mistakes are simulated, and the plain numbers each leaves. Knows no
+page and no file; ``ask`` hands the questions to the sweep in three rounds, since later ones depend
+on what earlier ones found.
+
+A whole study of the shipped traces is a few hundred simulations, none of them longer than the
+trace. Closed loops replay its beginning: enough requests for every client to send many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from simulator.capacity import (
+    Goal,
+    Probe,
+    fewest_replicas,
+    most_traffic,
+    offered_rate,
+    probe,
+    replica_capacity,
+)
+from simulator.fleet import simulate
+from simulator.latency import itl_percentile_s
+from simulator.metrics import batch_interval, measure, met_slo, paired_difference, request_times
+from simulator.mistakes import MISTAKES, Mistake, believes, mistaken
+from simulator.scenario import Outcome, Scenario
+from simulator.study import Run, warm_up
+from simulator.sweep_standin import sweep
+
+Answer = dict[str, Any]
+
+LOADS = (0.25, 0.5, 0.7, 0.85, 0.95, 1.05, 1.2, 1.5)
+"""Loads of one replica, as shares of the most that any policy holds."""
+CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+QUANTILES = tuple(np.linspace(0.0, 1.0, 201).tolist())
+_REQUESTS_PER_CLIENT = 16
+_LEAST_REQUESTS = 320
+
+
+class Question(Protocol):
+    """What a sweep's point is: a dataclass of all that its answer depends on."""
+
+    def answer(self) -> Answer:
+        """Plain numbers, the same in every process."""
+
+
+def answer(question: Question) -> Answer:
+    """The work of a sweep."""
+    return question.answer()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrafficQuestion:
+    """How much traffic does one replica hold?"""
+
+    scenario: Scenario
+    goal: Goal
+
+    def answer(self) -> Answer:
+        """``rate_factor`` and ``misses_at`` of the trace's rate, and the saturated rate."""
+        capacity = replica_capacity(self.scenario)
+        found = most_traffic(self.scenario, self.goal, capacity_req_s=capacity)
+        return {
+            "capacity_req_s": capacity,
+            "rate_factor": found.rate_factor,
+            "misses_at": found.misses_at,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SizeQuestion:
+    """How many replicas hold the trace at the scenario's rate?"""
+
+    scenario: Scenario
+    goal: Goal
+    capacity_req_s: float | None
+
+    def answer(self) -> Answer:
+        """The size, its bound and load, and the probes at the size and one below."""
+        found = fewest_replicas(self.scenario, self.goal, capacity_req_s=self.capacity_req_s)
+        size = found.replicas
+        return {
+            "replicas": size,
+            "bound": found.bound,
+            "load": found.load,
+            "at": _numbers(found.probes[size or found.bound]),
+            "one_less": _numbers(found.probes[size - 1]) if size and size > 1 else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadQuestion:
+    """What do users see at the scenario's rate?"""
+
+    scenario: Scenario
+    goal: Goal
+
+    def answer(self) -> Answer:
+        """Attainment and latencies."""
+        return _numbers(probe(self.scenario, self.goal))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClosedQuestion:
+    """What does one replica do with so many clients, and with so much error in its beliefs?"""
+
+    scenario: Scenario
+    goal: Goal
+    mistake: Mistake | None = None
+
+    def answer(self) -> Answer:
+        """The row of the summary, and the sizes of steps that the cost model was asked for."""
+        asked = mistaken(self.scenario, self.mistake) if self.mistake else self.scenario
+        outcome = _whole(asked)
+        state = np.concatenate([memory.state for memory in outcome.memories])
+        return measure(outcome, self.goal.slo) | {
+            "most_tokens": int(state["most_tokens"].max()),
+            "most_requests": int(state["most_requests"].max()),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PointQuestion:
+    """What do users see under every policy at the same traffic, request by request?"""
+
+    runs: tuple[Run, ...]
+    goal: Goal
+    chosen: str
+    """The policy that the others are compared with."""
+
+    def answer(self) -> Answer:
+        """By policy: latency quantiles, and differences from the chosen one with intervals."""
+        outcomes = {run.label: _whole(run.scenario) for run in self.runs}
+        met = {label: met_slo(o, self.goal.slo).astype(float) for label, o in outcomes.items()}
+        theirs = outcomes[self.chosen].requests
+        found = {}
+        for label, outcome in outcomes.items():
+            difference = batch_interval(met[label] - met[self.chosen])
+            found[label] = {
+                "quantiles_s": _quantiles(outcome),
+                "attainment": float(met[label].mean()),
+                "attainment_difference": None if label == self.chosen else difference,
+                "differences": paired_difference(outcome.requests, theirs),
+                "in_system": measure(outcome, self.goal.slo)["requests_in_system_mean"],
+            }
+        return found
+
+
+def _whole(scenario: Scenario) -> Outcome:
+    outcome = simulate(scenario)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    return outcome
+
+
+def _numbers(found: Probe) -> Answer:
+    row = found.row
+    names = (
+        "ttft_ms", "tpot_ms", "e2e_ms", "tok_s_user_p50", "output_tok_s", "duration_s",
+        "utilisation", "rejected", "truncated", "requests_in_system_mean",
+    )  # fmt: skip
+    return {
+        "replicas": found.replicas,
+        "attainment": found.attainment,
+        "interval": found.interval,
+        "generated_tokens": row["output_tok_s"] * row["duration_s"],
+        **{name: row[name] for name in names},
+    }
+
+
+def _quantiles(outcome: Outcome) -> dict[str, list[float]]:
+    """Seconds at ``QUANTILES`` of TTFT, TPOT and e2e per request and of ITL per burst."""
+    found = {}
+    for name, times in request_times(outcome.requests).items():
+        known = times[~np.isnan(times)]
+        found[name] = np.quantile(known, QUANTILES).tolist() if known.size else []
+    counts = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
+    bursts = [itl_percentile_s(counts, 100.0 * q) for q in QUANTILES] if counts.sum() else []
+    return found | {"itl": bursts}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inquiry:
+    """What a capacity report asks."""
+
+    runs: tuple[Run, ...]
+    """Each policy on one replica, open loop, at the trace's own rate."""
+    goal: Goal
+    rates: tuple[float, ...]
+    """Factors on the trace's rate that fleets are sized for, increasing."""
+
+    def __post_init__(self) -> None:
+        for rate in self.rates:
+            if not (math.isfinite(rate) and rate > 0):
+                raise ValueError(f"rate {rate:g} must be a finite number above 0")
+
+    @property
+    def concurrencies(self) -> tuple[int, ...]:
+        """Those that one replica's batch and the trace's length have room for."""
+        scenario = self.runs[0].scenario
+        room = min(scenario.engine.max_running_requests, len(scenario.trace) // 4)
+        return tuple(c for c in CONCURRENCIES if c <= room) or CONCURRENCIES[:1]
+
+    @property
+    def questions(self) -> int:
+        """How many there are in all, for a progress bar."""
+        credulous = sum(believes(run.scenario.policy) for run in self.runs)
+        each = 1 + len(self.rates) + len(LOADS) + len(self.concurrencies)
+        return len(self.runs) * each + 1 + credulous * 2 * len(MISTAKES)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """What the simulations found; keys are policy labels."""
+
+    traffic: dict[str, Answer]
+    sizes: dict[str, list[Answer]]
+    """By rate, in the inquiry's order."""
+    load_rates: tuple[float, ...]
+    """Factors on the trace's rate behind ``loads``."""
+    loads: dict[str, list[Answer]]
+    closed: dict[str, list[Answer]]
+    """By concurrency, in the inquiry's order."""
+    chosen: str
+    """The policy whose one replica holds the most traffic."""
+    point_rate: float
+    """The traffic it just holds, as a factor on the trace's rate."""
+    point: dict[str, Answer]
+    mistake_loads: tuple[int, ...]
+    """Concurrent requests: about as many as at the point, and the most."""
+    mistakes: dict[str, list[Answer]]
+    """By load, under each of ``MISTAKES``. Policies without beliefs are absent."""
+
+
+def closed_loop(scenario: Scenario, clients: int) -> Scenario:
+    """The beginning of the trace, sent by so many clients."""
+    requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * clients)
+    part = scenario.trace.head(min(requests, len(scenario.trace)))
+    return replace(scenario, trace=part, concurrency=clients, rate_factor=1.0)
+
+
+def ask(
+    inquiry: Inquiry,
+    *,
+    jobs: int = 1,
+    journal: Path | None = None,
+    on_done: Callable[[int], None] = lambda finished: None,
+) -> Findings:
+    """All simulations of a report. ``KeyboardInterrupt`` when cut short; ``journal`` resumes."""
+    runs, goal = inquiry.runs, inquiry.goal
+    warm_up(runs[0].scenario)
+    before = 0
+
+    def answers(questions: Sequence[Question]) -> list[Answer]:
+        nonlocal before
+        found, interrupted = sweep(
+            questions, answer, jobs=jobs, journal=journal, on_done=lambda n: on_done(before + n)
+        )
+        if interrupted:
+            raise KeyboardInterrupt
+        before += len(questions)
+        return [one for one in found if one is not None]
+
+    traffics = answers([TrafficQuestion(scenario=run.scenario, goal=goal) for run in runs])
+    traffic = {run.label: one for run, one in zip(runs, traffics, strict=True)}
+    chosen = max(traffic, key=lambda label: traffic[label]["rate_factor"] or 0.0)
+    anchor = traffic[chosen]["rate_factor"] or _half_saturated(inquiry, traffic)
+    load_rates = tuple(anchor * share for share in LOADS)
+    sized: list[Question] = [
+        SizeQuestion(
+            scenario=replace(run.scenario, rate_factor=rate),
+            goal=goal,
+            capacity_req_s=traffic[run.label]["capacity_req_s"],
+        )
+        for run in runs
+        for rate in inquiry.rates
+    ]
+    loaded: list[Question] = [
+        LoadQuestion(scenario=replace(run.scenario, rate_factor=rate), goal=goal)
+        for run in runs
+        for rate in load_rates
+    ]
+    looped: list[Question] = [
+        ClosedQuestion(scenario=closed_loop(run.scenario, clients), goal=goal)
+        for run in runs
+        for clients in inquiry.concurrencies
+    ]
+    at_point = tuple(
+        dataclasses.replace(run, scenario=replace(run.scenario, rate_factor=anchor)) for run in runs
+    )
+    compared = PointQuestion(runs=at_point, goal=goal, chosen=chosen)
+    found = answers([*sized, *loaded, *looped, compared])
+    ends = np.cumsum([len(sized), len(loaded), len(looped)]).tolist()
+    in_system = found[-1][chosen]["in_system"] or 1.0
+    near = min(inquiry.concurrencies, key=lambda c: abs(math.log(c / in_system)))
+    credulous = [run for run in runs if believes(run.scenario.policy)]
+    mistake_loads = (near, inquiry.concurrencies[-1])
+    mistakes = answers(
+        [
+            ClosedQuestion(scenario=closed_loop(run.scenario, c), goal=goal, mistake=mistake)
+            for run in credulous
+            for c in mistake_loads
+            for mistake in MISTAKES
+        ]
+    )
+    return Findings(
+        traffic=traffic,
+        sizes=_by_policy(runs, found[: ends[0]]),
+        load_rates=load_rates,
+        loads=_by_policy(runs, found[ends[0] : ends[1]]),
+        closed=_by_policy(runs, found[ends[1] : ends[2]]),
+        chosen=chosen,
+        point_rate=anchor,
+        point=found[-1],
+        mistake_loads=mistake_loads,
+        mistakes=_by_policy(credulous, mistakes),
+    )
+
+
+def _half_saturated(inquiry: Inquiry, traffic: dict[str, Answer]) -> float:
+    """Where nothing is held, the report looks at half the rate that saturates a replica."""
+    capacity = max((one["capacity_req_s"] or 0.0) for one in traffic.values())
+    offered = offered_rate(inquiry.runs[0].scenario)
+    return 0.5 * capacity / offered if capacity and offered else 1.0
+
+
+def _by_policy(runs: Sequence[Run], found: Sequence[Answer]) -> dict[str, list[Answer]]:
+    each = len(found) // len(runs) if runs else 0
+    return {run.label: list(found[i * each : (i + 1) * each]) for i, run in enumerate(runs)}
