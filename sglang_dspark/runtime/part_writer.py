@@ -281,9 +281,10 @@ def read_parquet(
     except ValueError as error:
         raise ValueError(f"{path}: its header is damaged ({error}); remove it") from None
     found = value.get("schema_version") if isinstance(value, dict) else None
-    if found not in schemas:
+    schema = schemas.get(found) if isinstance(found, int) else None
+    if schema is None:
         read = " and ".join(map(str, schemas))
         raise ValueError(f"{path}: schema_version {found!r} is unknown; this release reads {read}")
-    if table.schema.names != schemas[found].names:
+    if table.schema.names != schema.names:
         raise ValueError(f"{path}: its columns are not a {title}'s; remove the file")
     return table, value

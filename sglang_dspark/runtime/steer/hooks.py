@@ -116,16 +116,8 @@ class Steering:
             logger.info("DSPARK is steered by policy %s", settings.policy)
 
     def context(self, _: Any, batch: Any, future_map: Any) -> None:
-        """Before ``prepare_verify_budget``, where overlap scheduling decides: the lengths so far.
-
-        SGLang keeps none on the host for attention that needs none; then those of its requests,
-        a step behind. Either is the same on every tensor-parallel rank, and so is the budget.
-        """
-        if batch.seq_lens_cpu is not None:
-            self._context_R = batch.seq_lens_cpu.numpy().astype(np.int64)
-        else:
-            lengths = [len(one.origin_input_ids) + len(one.output_ids) - 1 for one in batch.reqs]
-            self._context_R = np.array(lengths, dtype=np.int64)
+        """Before ``prepare_verify_budget``, where overlap scheduling decides."""
+        self._context_R = context_of(batch)
 
     def context_now(self, _: Any, **given: Any) -> None:
         """Before ``compute_budget_sync``, where a step is decided when its draft is known."""
@@ -284,6 +276,18 @@ class Steering:
             type(error).__name__,
             text,
         )
+
+
+def context_of(batch: Any) -> Ints:
+    """[R] tokens in the KV cache before the step, the same on every tensor-parallel rank.
+
+    SGLang keeps no lengths on the host for attention that needs none there; then they are those of
+    its requests, which overlap scheduling brings up to date a step late.
+    """
+    if batch.seq_lens_cpu is not None:
+        return np.asarray(batch.seq_lens_cpu.numpy(), dtype=np.int64)
+    lengths = [len(one.origin_input_ids) + len(one.output_ids) - 1 for one in batch.reqs]
+    return np.array(lengths, dtype=np.int64)
 
 
 @contextlib.contextmanager
