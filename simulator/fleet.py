@@ -1,8 +1,8 @@
 """The simulated fleet: SimPy owns arrivals, routing and replicas; the kernel owns the steps.
 
-``simulate`` is a pure function of a ``Scenario``. A replica is one SimPy process. It is handed
-arrivals in bundles and runs its kernel up to the first arrival of the next bundle; between two
-bundles it costs SimPy nothing. Knows no files and prints nothing.
+``simulate`` is a pure function of a ``Scenario``. Time passes in windows: what arrives within one
+is routed when it begins, from what the router knows then; afterwards no replica depends on
+another, and each runs its kernel to the window's end. Knows no files and prints nothing.
 """
 
 from __future__ import annotations
@@ -14,127 +14,195 @@ from typing import Any
 import numpy as np
 import simpy
 
-from sglang_dspark.core.decide import make_workspace
-from sglang_dspark.core.planner import Planner
+from simulator.autoscale import keep_scaled
 from simulator.decode import begin_requests
-from simulator.kernel import PAUSED, advance, release
-from simulator.laws import check_memory
-from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Records, make_memory
+from simulator.failures import failure_gaps_s, start_again
+from simulator.fleet_config import FailureConfig
+from simulator.laws import check_accounts
+from simulator.layout import COMPLETED, REJECTED, TRUNCATED
+from simulator.pools import Pool
+from simulator.replica import AWAY, DRAINING, UP, Replica, ReplicaTables, StepSink
 from simulator.scenario import Outcome, Scenario, request_records
+from simulator.shedding import Shedder
+from simulator.stage import Stage
 
-StepSink = Callable[[int, Records], None]
 Progress = Callable[[int], None]
 Wait = Generator[simpy.Event, Any, None]
 
 _BUNDLE = 64
-"""Arrivals handed out together. The round-robin router looks at no replica's state, so that a
-bundle's routes are known at its first arrival; only the number of SimPy events depends on this."""
+"""Arrivals per replica in a window of a router that looks at no replica; only the number of windows
+depends on it."""
 
 
-class Replica:
-    """One engine: a kernel, its tables, and the SimPy process that feeds it."""
+class Fleet:
+    """The replicas, the router before them and the clock they share."""
 
     def __init__(
-        self,
-        scenario: Scenario,
-        requests: Records,
-        number: int,
-        env: simpy.Environment,
-        *,
-        on_steps: StepSink | None,
-        on_pause: Callable[[], None],
-        check: bool,
+        self, scenario: Scenario, *, on_steps: StepSink | None, on_progress: Progress, check: bool
     ) -> None:
-        trace, cost_model = scenario.trace, scenario.cost_model
-        gamma = scenario.acceptance.gamma
-        most = scenario.engine.max_running_requests
-        self.number = number
-        self.env = env
-        self.mail: simpy.Event = env.event()
-        self._on_steps = on_steps
-        self._on_pause = on_pause
+        self.scenario = scenario
+        self.env = simpy.Environment()
+        self.requests = request_records(scenario)
+        self._on_progress = on_progress
         self._check = check
-        self.engine = scenario.compiled_engine()
-        self.memory = make_memory(
-            requests=requests,
-            prefix_offsets=trace.prefix_offsets,
-            prefix_blocks=trace.prefix_blocks,
-            n_blocks=trace.n_blocks,
-            engine=self.engine,
-            gamma=gamma,
-            step_capacity=scenario.step_capacity,
+        self.replicas: list[Replica] = []
+        self._pools: list[tuple[Pool, list[Replica]]] = []
+        for pool in scenario.pools:
+            tables = ReplicaTables(scenario, pool)
+            members = [
+                Replica(
+                    scenario, tables, self.requests, len(self.replicas) + i,
+                    on_steps=on_steps, on_pause=self._report_progress, check=check,
+                )
+                for i in range(pool.most)
+            ]  # fmt: skip
+            self.replicas += members
+            self._pools.append((pool, members))
+        self._acceptance = tables.acceptance
+        begin_requests(self.replicas[0].memory, self.replicas[0].engine, self._acceptance)
+        self._arriving = np.flatnonzero(self.requests["status"] != REJECTED)
+        """Requests in order of arrival."""
+        self._arrival_s = self.requests["arrival_s"][self._arriving].copy()
+        self._arrived = 0
+        """How many of them have reached the router."""
+        self._given_up: list[int] = []
+        self._next_report_s = 0.0
+        self._entry = Stage(
+            self.replicas,
+            router=scenario.fleet.router,
+            trace=scenario.trace,
+            requests=self.requests,
+            seed=scenario.seed,
         )
-        planner = Planner(
-            policy=scenario.policy.policy,
-            cost_model=scenario.belief or cost_model,
-            gamma=gamma,
-            max_requests=most,
-            calibration=scenario.policy.calibration,
-        )
-        self.acceptance = scenario.acceptance.tables(trace.domain_names)
-        self._tables = (
-            self.engine,
-            cost_model.tables(most * (gamma + 1), most),
-            planner.costs,
-            self.acceptance,
-            planner.policy_tables,
-            planner.inverse_temperature,
-            planner.bias,
-            make_workspace(most, gamma),
-        )
+        if scenario.fleet.shed:
+            self._entry.shedder = Shedder(
+                scenario.fleet.shed,
+                replicas=self.replicas,
+                trace=scenario.trace,
+                requests=self.requests,
+                slo=scenario.slo,
+            )
+        for pool, members in self._pools:
+            for replica in members[: pool.replicas]:
+                self._entry.open(replica, 0.0)
 
-    def send(self, requests: list[int]) -> None:
-        """Put requests into the inbox, in the order they will arrive."""
-        state = self.memory.state[0]
-        tail = int(state["inbox_tail"])
-        self.memory.inbox[tail : tail + len(requests)] = requests
-        state["inbox_tail"] = tail + len(requests)
+    def _report_progress(self) -> None:
+        self._on_progress(sum(replica.done for replica in self.replicas))
 
-    def advance(self, until_s: float) -> None:
-        """Run the steps that start before ``until_s``."""
-        while advance(self.memory, *self._tables, until_s) == PAUSED:
-            self.flush()
-            self._on_pause()
-        if self._check:
-            check_memory(self.memory, self.engine)
-        self._on_pause()
+    # Open loop
 
-    def flush(self) -> None:
-        """Hand on the step records that are in the buffer."""
-        logged = int(self.memory.state["logged"][0])
-        if self._on_steps is not None and logged:
-            self._on_steps(self.number, self.memory.steps[:logged])
-        self.memory.state["logged"] = 0
+    def begin(self) -> simpy.Process:
+        """Start everything that happens by itself; the process ends with the last request."""
+        if failures := self.scenario.fleet.failures:
+            for replica in self.replicas:
+                self.env.process(self._break_down(replica, failures))
+            for listed in failures.at:
+                replica = self.replicas[listed.replica]
+                self.env.process(self._break_down_at(replica, failures, listed.at_s))
+        for pool, members in self._pools:
+            if pool.autoscale:
+                self.env.process(keep_scaled(self.env, self._entry, members, pool.autoscale))
+        return self.env.process(self._serve_arrivals())
 
-    def serve_arrivals(self) -> Wait:
-        """Open loop: take each bundle of arrivals and run up to the first of the next bundle."""
-        until_s = 0.0
-        while until_s < math.inf:
-            requests, until_s = yield self.mail
-            self.mail = self.env.event()
-            self.send(requests)
-            self.advance(until_s)
+    def _serve_arrivals(self) -> Wait:
+        """Window by window: report, route, run, until the last request has ended."""
+        now_s = 0.0
+        while self._ended() < self._arriving.size:
+            if self._entry.reads_reports and now_s >= self._next_report_s:
+                self._read_reports(now_s)
+            until_s, arrived = self._window()
+            self._entry.waiting += self._arriving[self._arrived : arrived].tolist()
+            self._arrived = max(self._arrived, min(arrived, self._arriving.size))
+            self._entry.route(now_s)
+            self._entry.advance(until_s)
+            self._report_progress()
+            if self._check:
+                check_accounts(self.requests, self._places())
+            if until_s == math.inf:
+                return
+            yield self.env.timeout(max(0.0, until_s - self.env.now))
+            now_s = until_s
 
-    def serve_clients(self, clients: int, requests: list[int]) -> Wait:
-        """Closed loop: ``clients`` send ``requests`` in order, each when its last one ended."""
-        yield self.env.timeout(0.0)
-        self.send(requests)
-        release(self.memory, clients)
-        self.advance(math.inf)
+    def _ended(self) -> int:
+        shed = self._entry.shedder.shed if self._entry.shedder else ()
+        return sum(replica.done for replica in self.replicas) + len(self._given_up) + len(shed)
 
+    def _window(self) -> tuple[float, int]:
+        """(end, arrivals by then): nothing but these arrivals may touch a replica before the end.
 
-def _send_arrivals(
-    env: simpy.Environment, replicas: list[Replica], admitted: list[int], arrival_s: list[float]
-) -> Wait:
-    """The round-robin router: request i of those admitted goes to replica i modulo their number."""
-    for first in range(0, len(admitted), _BUNDLE):
-        bundle = admitted[first : first + _BUNDLE]
-        yield env.timeout(max(0.0, arrival_s[bundle[0]] - env.now))
-        rest = admitted[first + _BUNDLE :][:1]
-        until_s = arrival_s[rest[0]] if rest else math.inf
-        for i, replica in enumerate(replicas):
-            offset = (i - first) % len(replicas)
-            replica.mail.succeed((bundle[offset :: len(replicas)], until_s))
+        It ends with the next event of the fleet (a failure, a restart), at the next report where
+        the router reads it, and else after a bundle of arrivals.
+        """
+        until_s = self.env.peek()
+        last = self._arrived + _BUNDLE * len(self.replicas)
+        if self._entry.reads_reports:
+            until_s = min(until_s, self._next_report_s)
+        elif last < self._arriving.size and self._arrival_s[last] <= until_s:
+            return float(self._arrival_s[last]), last
+        return until_s, int(np.searchsorted(self._arrival_s, until_s))
+
+    def _read_reports(self, now_s: float) -> None:
+        """Note every replica's load, and when to do so again."""
+        self._entry.read_reports(now_s)
+        # Reports that nobody would read before the next one are not waited for.
+        next_s = self.env.peek()
+        if self._arrived < self._arriving.size:
+            next_s = min(next_s, float(self._arrival_s[self._arrived]))
+        if next_s == math.inf:
+            self._next_report_s = math.inf
+            return
+        interval_s = self.scenario.fleet.report_interval_s
+        reports = math.floor(now_s / interval_s) + 1
+        if reports * interval_s <= now_s:  # rounding
+            reports += 1
+        self._next_report_s = max(reports, math.floor(next_s / interval_s)) * interval_s
+
+    def _places(self) -> dict[str, list[int]]:
+        """Where every request is that has not ended."""
+        places = {f"replica {replica.number}": replica.holdings() for replica in self.replicas}
+        places["router"] = self._entry.waiting
+        places["to come"] = self._arriving[self._arrived :].tolist()
+        places["given up"] = self._given_up
+        return places
+
+    # Failures
+
+    def _break_down(self, replica: Replica, failures: FailureConfig) -> Wait:
+        # Exponential gaps have no memory: those that strike an absent replica change nothing.
+        for gap_s in failure_gaps_s(failures, self.scenario.seed, replica.number):
+            yield from self._break_down_at(replica, failures, gap_s)
+
+    def _break_down_at(self, replica: Replica, failures: FailureConfig, after_s: float) -> Wait:
+        """The replica loses all it holds and is away until its restart.
+
+        The step that runs at the time of the failure still counts: the replica dies at its end.
+        """
+        yield self.env.timeout(after_s)
+        if replica.phase not in (UP, DRAINING):
+            return
+        lost = self._entry.fail(replica, self.env.now)
+        change = replica.changes
+        ready_s = max(self.env.now, replica.now_s)
+        for r in sorted(lost):
+            if self.requests["retries"][r] == failures.most_retries:
+                self._given_up.append(r)
+                continue
+            start_again(self.requests, r, self._acceptance, self.scenario.seed, ready_s=ready_s)
+            self._entry.waiting.append(r)
+        yield self.env.timeout(failures.restart_s)
+        if replica.phase == AWAY and replica.changes == change:  # else it was let go
+            self._entry.open(replica, self.env.now)
+
+    # Closed loop
+
+    def serve_clients(self, clients: int) -> None:
+        """Each client stays with one replica and sends its next request when its last one ended."""
+        self.requests["arrival_s"] = np.nan  # until a client sends it
+        for i, replica in enumerate(self.replicas):
+            replica.send(self._arriving[i :: len(self.replicas)].tolist())
+            replica.release(len(range(i, clients, len(self.replicas))))
+            replica.advance(math.inf)
+            self._report_progress()
 
 
 def simulate(
@@ -150,43 +218,27 @@ def simulate(
     end. ``check`` verifies the conservation laws after every macro-step and raises
     ``AssertionError`` where one fails. Ctrl-C returns the outcome so far, marked as interrupted.
     """
-    requests = request_records(scenario)
-    env = simpy.Environment()
-    replicas: list[Replica] = []
-
-    def on_pause() -> None:
-        if on_progress is not None:
-            on_progress(sum(int(replica.memory.state["done"][0]) for replica in replicas))
-
-    for number in range(scenario.replicas):
-        replicas.append(
-            Replica(
-                scenario, requests, number, env, on_steps=on_steps, on_pause=on_pause, check=check
-            )
-        )
-    begin_requests(replicas[0].memory, replicas[0].engine, replicas[0].acceptance)
-    admitted = np.flatnonzero(requests["status"] != REJECTED).tolist()
-    if scenario.concurrency is None:
-        env.process(_send_arrivals(env, replicas, admitted, requests["arrival_s"].tolist()))
-        for replica in replicas:
-            env.process(replica.serve_arrivals())
-    else:
-        requests["arrival_s"] = np.nan  # until a client sends it
-        for i, replica in enumerate(replicas):
-            clients = len(range(i, scenario.concurrency, len(replicas)))
-            env.process(replica.serve_clients(clients, admitted[i :: len(replicas)]))
+    fleet = Fleet(
+        scenario, on_steps=on_steps, on_progress=on_progress or (lambda done: None), check=check
+    )
+    clients = scenario.concurrency
     interrupted = False
     try:
-        env.run()
+        if clients is None:
+            fleet.env.run(until=fleet.begin())
+        else:
+            fleet.serve_clients(clients)
     except KeyboardInterrupt:
         interrupted = True
-    for replica in replicas:
+    for replica in fleet.replicas:
         replica.flush()
+    requests = fleet.requests
     cut = requests["output_limit"] < scenario.trace.output_tokens
     requests["status"][cut & (requests["status"] == COMPLETED)] = TRUNCATED
     return Outcome(
         scenario=scenario,
         requests=requests,
-        memories=tuple(replica.memory for replica in replicas),
+        memories=tuple(replica.memory for replica in fleet.replicas),
+        spans=tuple(tuple(replica.spans) for replica in fleet.replicas),
         interrupted=interrupted,
     )

@@ -45,7 +45,7 @@ def _receive(memory: Memory) -> None:
     state = memory.state[0]
     while state.inbox_head < state.inbox_tail:
         r = memory.inbox[state.inbox_head]
-        if memory.requests[r].arrival_s > state.now_s:
+        if memory.requests[r].ready_s > state.now_s:
             return
         push_waiting(memory, r)
         state.inbox_head += 1
@@ -119,7 +119,7 @@ def advance(
 ) -> int:
     """Run the steps that start before ``until_s``; return one of the codes above.
 
-    Requests in the inbox join the queue at the first step boundary after their arrival; in a
+    Requests in the inbox join the queue at the first step boundary after they are ready; in a
     closed loop, one for each that finished.
     ``truth`` prices the steps, ``belief`` is the cost model the policy was given: they differ when
     a stale or wrong model is studied.
@@ -135,6 +135,7 @@ def advance(
         if memory.steps.size > 0 and state.logged == memory.steps.size:
             return PAUSED
         start_s = state.now_s
+        state.left_before = state.done
         admitted = form_prefill_batch(memory, engine)
         finished = 0
         if admitted > 0:
@@ -176,7 +177,7 @@ def advance(
         else:
             if engine.closed_loop or state.inbox_head == state.inbox_tail:
                 return IDLE
-            next_s = memory.requests[memory.inbox[state.inbox_head]].arrival_s
+            next_s = memory.requests[memory.inbox[state.inbox_head]].ready_s
             if next_s >= until_s:
                 return IDLE
             state.now_s = next_s

@@ -1,14 +1,26 @@
-"""The conservation laws of a replica, checked against its memory (``--check`` and the tests).
+"""The conservation laws of replicas and requests (``--check`` and the tests).
 
 Slow and plain on purpose: everything is counted again from the records.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 
 from simulator.kv_cache import block_pages, private_pages
-from simulator.layout import PREFILLING, RUNNING, Engine, Memory
+from simulator.layout import (
+    COMPLETED,
+    PREFILLING,
+    REJECTED,
+    RUNNING,
+    SHED,
+    STATUS_NAMES,
+    Engine,
+    Memory,
+    Records,
+)
 
 
 def check_memory(memory: Memory, engine: Engine) -> None:
@@ -42,7 +54,27 @@ def check_memory(memory: Memory, engine: Engine) -> None:
         assert memory.requests["kv_len"][r] == held, (
             f"request {r}: {memory.requests['kv_len'][r]} KV tokens for {held} known tokens"
         )
+    places = (int(state["queue_head"]) + np.arange(state["queued"])) % memory.queue.size
+    rows = memory.requests[memory.queue[places]]
+    waiting = int(rows["prompt_tokens"].sum() + rows["generated"].sum())
+    if state["chunked"] >= 0:
+        chunked = memory.requests[state["chunked"]]
+        waiting += int(chunked["prefill_end"] - chunked["kv_len"])
+    assert waiting == state["waiting_tokens"], (
+        f"{waiting} tokens wait, {state['waiting_tokens']} are counted"
+    )
     if state["chunked"] >= 0:
         assert memory.requests["status"][state["chunked"]] == PREFILLING, (
             "chunked is not prefilling"
         )
+
+
+def check_accounts(requests: Records, places: Mapping[str, Collection[int]]) -> None:
+    """Raise ``AssertionError`` unless each request has ended or is in exactly one of the places."""
+    count = np.isin(requests["status"], (COMPLETED, REJECTED, SHED)).astype(np.int64)
+    for held in places.values():
+        np.add.at(count, np.fromiter(held, np.int64), 1)
+    for r in np.flatnonzero(count != 1).tolist():
+        where = [name for name, held in places.items() if r in held]
+        status = STATUS_NAMES[requests["status"][r]]
+        raise AssertionError(f"request {r} ({status}) is in {len(where)} places: {where}")

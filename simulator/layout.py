@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 Records = npt.NDArray[np.void]
 
-WAITING, PREFILLING, RUNNING, COMPLETED, TRUNCATED, REJECTED = range(6)
-STATUS_NAMES = ("waiting", "prefilling", "running", "completed", "truncated", "rejected")
+WAITING, PREFILLING, RUNNING, COMPLETED, TRUNCATED, REJECTED, SHED = range(7)
+STATUS_NAMES = ("waiting", "prefilling", "running", "completed", "truncated", "rejected", "shed")
 """A truncated request ended early because prompt and output exceed the KV memory; only the host
 tells it from a completed one, when the run is over."""
 
@@ -23,6 +23,7 @@ STEP_NAMES = ("prefill", "decode", "mixed")
 
 _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("arrival_s", np.float64),
+    ("ready_s", np.float64),
     ("first_token_s", np.float64),
     ("finish_s", np.float64),
     ("last_emit_s", np.float64),
@@ -45,13 +46,16 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("slot", np.int32),
     ("domain", np.int32),
     ("retractions", np.int32),
+    ("retries", np.int32),
     ("status", np.int8),
     ("drafts", np.int8),
 ]
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
-"""``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
+"""``ready_s`` when its replica may queue it, ``arrival_s`` unless it was sent again;
+``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
 prefill before (again) decoding; ``history`` decode rounds since admission; ``verified`` draft
-tokens computed by the target and ``accepted`` of them committed."""
+tokens computed by the target and ``accepted`` of them committed; ``retries`` times it was sent
+again because its replica failed."""
 
 STATE = np.dtype(
     [
@@ -68,10 +72,12 @@ STATE = np.dtype(
         ("inbox_tail", np.int64),
         ("queue_head", np.int64),
         ("queued", np.int64),
+        ("waiting_tokens", np.int64),
         ("running", np.int64),
         ("chunked", np.int64),
         ("batch_full", np.int64),
         ("done", np.int64),
+        ("left_before", np.int64),
         ("logged", np.int64),
         ("steps", np.int64),
         ("decode_steps", np.int64),
@@ -90,9 +96,13 @@ STATE = np.dtype(
     ],
     align=True,
 )
-"""``chunked`` is the request whose prefill continues, -1 for none; ``least_tokens`` and
-``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch; ``drafts_new``
-says whether a request that starts to decode is drafted for: if the last plan drafted for any."""
+"""``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
+still to be prefilled or found in the cache, for it and the queue; ``left_before`` counts the
+requests that had left the replica when its last step began, which is all that a router may know
+while that step runs; ``least_tokens`` and ``most_tokens`` bound the target's decode forwards,
+``most_requests`` their batch; ``drafts_new`` says whether a request that starts to decode is
+drafted for: if the last plan drafted for any; ``prefills_since`` counts the prefill steps since the
+last decode step, ``prefills_per_step`` averages that."""
 
 BLOCK = np.dtype(
     [("resident", np.int8), ("locks", np.int32), ("before", np.int64), ("after", np.int64)],
@@ -156,9 +166,10 @@ class Memory(NamedTuple):
     requests: Records
     """[N] REQUEST; replicas of one fleet share this array, each touching its own rows."""
     inbox: npt.NDArray[np.int64]
-    """[N] requests sent to this replica, in order; those before ``inbox_head`` have arrived."""
+    """Requests sent to this replica, by ``ready_s``; those before ``inbox_head`` are queued. The
+    host makes it longer when it must."""
     queue: npt.NDArray[np.int64]
-    """[N + 1] ring buffer of waiting request numbers."""
+    """Ring buffer of waiting request numbers, with room for all that the replica holds."""
     running: npt.NDArray[np.int64]
     """[max_running] request numbers in batch order."""
     free_slots: npt.NDArray[np.int32]
@@ -215,20 +226,16 @@ def make_memory(
 ) -> Memory:
     """An empty replica."""
     state = np.zeros(1, STATE)
-    state["free_pages"] = engine.pool_pages
-    state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
-    state["new_token_ratio"] = engine.first_new_token_ratio
-    state["last_decode_s"] = -1.0
     state["least_tokens"] = np.iinfo(np.int64).max
     state["drafts_new"] = 1
     running = engine.max_running
-    return Memory(
+    memory = Memory(
         state=state,
         requests=requests,
-        inbox=np.zeros(requests.size, np.int64),
-        queue=np.zeros(requests.size + 1, np.int64),
+        inbox=np.zeros(0, np.int64),
+        queue=np.zeros(1, np.int64),
         running=np.zeros(running, np.int64),
-        free_slots=np.arange(running, dtype=np.int32)[::-1].copy(),
+        free_slots=np.zeros(running, np.int32),
         ring=np.zeros((running, engine.lag_steps + 1, gamma)),
         ages=np.zeros((running, engine.lag_steps + 1), np.int64),
         prefix_offsets=prefix_offsets,
@@ -249,3 +256,21 @@ def make_memory(
         batch=np.zeros(running + 1, np.int64),
         batch_tokens=np.zeros(running + 1, np.int64),
     )
+    clear_memory(memory, engine)
+    return memory
+
+
+def clear_memory(memory: Memory, engine: Engine) -> None:
+    """Drop all requests and all KV, as a restart does; clock, counters and step log stay."""
+    state = memory.state
+    for name in (
+        "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
+        "waiting_tokens", "running", "batch_full",
+    ):  # fmt: skip
+        state[name] = 0
+    state["free_pages"] = engine.pool_pages
+    state["lru_head"] = state["lru_tail"] = state["chunked"] = -1
+    state["new_token_ratio"] = engine.first_new_token_ratio
+    state["last_decode_s"] = -1.0
+    memory.free_slots[:] = np.arange(engine.max_running)[::-1]
+    memory.blocks[:] = 0

@@ -1,7 +1,7 @@
 """From a finished simulation to numbers: the formulas of ``docs/metrics.md``, nothing else.
 
 Latencies are over completed and truncated requests; attainment is over all requests sent, so that
-a rejected or unfinished one counts against it. Knows no files.
+a rejected, shed or unfinished one counts against it. Knows no files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from simulator.latency import itl_percentile_s
-from simulator.layout import COMPLETED, REJECTED, TRUNCATED, Records
+from simulator.layout import COMPLETED, REJECTED, SHED, TRUNCATED, Records
 from simulator.scenario import Outcome
 from simulator.slo import Slo, bounds_s
 
@@ -72,11 +72,12 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
     finished = is_finished(requests)
     truncated = requests["status"] == TRUNCATED
     met = met_slo(outcome, slo)
-    sent = requests["status"] == REJECTED
-    sent |= requests["arrival_s"] <= np.nanmax(state["now_s"])
+    refused = np.isin(requests["status"], (REJECTED, SHED))
+    sent = refused | (requests["arrival_s"] <= np.nanmax(state["now_s"]))
     start_s = float(np.nanmin(requests["arrival_s"]))
     end_s = float(state["now_s"].max())
     duration_s = end_s - start_s
+    replica_s = _replica_seconds(outcome, start_s, end_s)
     itl = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
     lengths = np.sum([memory.length_counts for memory in outcome.memories], axis=0)
     request_steps = int(state["request_steps"].sum())
@@ -90,7 +91,8 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "completed": int((finished & ~truncated).sum()),
         "truncated": int(truncated.sum()),
         "rejected": int((requests["status"] == REJECTED).sum()),
-        "unfinished": int((~finished & (requests["status"] != REJECTED)).sum()),
+        "shed": int((requests["status"] == SHED).sum()),
+        "unfinished": int((~finished & ~refused).sum()),
         "duration_s": round(duration_s, 6),
         "output_tok_s": _ratio(float(requests["generated"].sum()), duration_s),
         "tok_s_user_p50": None if math.isnan(user_speed) else round(float(user_speed), 4),
@@ -105,11 +107,38 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "verified_by_length": lengths[0].tolist(),
         "accepted_by_length": lengths[1].tolist(),
         "steps": int(state["steps"].sum()),
-        "utilisation": _ratio(float(state["busy_s"].sum()), duration_s * len(state)),
+        "utilisation": _ratio(float(state["busy_s"].sum()), float(replica_s.sum())),
         "requests_in_system_mean": _ratio(float(in_system_s), duration_s),
         "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
         "retractions": int(state["retractions"].sum()),
+        "retried": int((requests["retries"] > 0).sum()),
+        "replicas_mean": _ratio(float(replica_s.sum()), duration_s),
+        "replicas_most": _most_at_once(outcome),
+        "gpu_hours": round(float((replica_s * _gpus(outcome)).sum()) / 3600, 6),
     }
+
+
+def _replica_seconds(outcome: Outcome, start_s: float, end_s: float) -> Floats:
+    """[replicas] seconds between start and end in which each was paid for."""
+    return np.array(
+        [
+            sum(max(0.0, min(to, end_s) - max(since, start_s)) for since, to in spans)
+            for spans in outcome.spans
+        ]
+    )
+
+
+def _most_at_once(outcome: Outcome) -> int:
+    """Most replicas paid for at one time; one that goes when another starts is not counted."""
+    changes = [(since, 1) for spans in outcome.spans for since, _ in spans]
+    changes += [(to, -1) for spans in outcome.spans for _, to in spans]
+    return int(np.cumsum([change for _, change in sorted(changes)]).max())
+
+
+def _gpus(outcome: Outcome) -> Floats:
+    """[replicas] GPUs of each."""
+    pools = outcome.scenario.pools
+    return np.repeat([float(pool.cost_model.gpus) for pool in pools], [p.most for p in pools])
 
 
 def _itl_ms(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:

@@ -37,8 +37,10 @@ def assumed_new_tokens(memory: Memory, engine: Engine, r: int) -> int:
 def push_waiting(memory: Memory, r: int) -> None:
     """Append request ``r`` to the waiting queue."""
     state = memory.state[0]
+    request = memory.requests[r]
     memory.queue[(state.queue_head + state.queued) % memory.queue.size] = r
     state.queued += 1
+    state.waiting_tokens += request.prompt_tokens + request.generated
 
 
 @compiled
@@ -86,6 +88,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
         if tokens <= 0 or not _take(memory, engine, r, tokens, n):
             return 0
         n += 1
+        state.waiting_tokens -= tokens
         chunk_left -= tokens
         input_left -= tokens
         if tokens == todo:
@@ -122,6 +125,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
         if request.retractions == 0:
             request.cached_tokens = cached
         state.cached_tokens += cached
+        state.waiting_tokens -= cached + tokens
         chunk_left -= tokens
         input_left -= tokens
         if tokens < extend:

@@ -87,7 +87,7 @@ def format_verdicts(summary: dict[str, Any]) -> str:
                 f"req/s, {verdict}"
             )
     first = summary["policies"][0]
-    for status in ("rejected", "truncated", "unfinished"):
+    for status in ("rejected", "truncated", "shed", "unfinished", "retried"):
         worst = max(summary["policies"], key=lambda row: row[status])
         if worst[status]:
             lines.append(
@@ -110,7 +110,9 @@ def format_verdicts(summary: dict[str, Any]) -> str:
 _REASONS = {
     "rejected": "rejected: the prompt does not fit the KV memory",
     "truncated": "cut short: prompt and output exceed the KV memory",
-    "unfinished": "not finished when the run was interrupted",
+    "shed": "shed: the queue was too long for their TTFT bound",
+    "unfinished": "not finished: the run was interrupted, or replicas failed too often",
+    "retried": "sent again because their replica failed",
 }
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
+from simulator.fleet_config import ROUTERS
 from simulator.metrics import paired_difference
 from simulator.report import format_table, format_verdicts
 from simulator.results import ResultFolder
@@ -39,7 +41,8 @@ def _parser() -> Parser:
     )
     parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
     parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
-    parser.add_argument("--replicas", type=int, help="replicas behind a round-robin router")
+    parser.add_argument("--replicas", type=int, help="replicas behind one router")
+    parser.add_argument("--router", metavar="NAME", help=f"{', '.join(ROUTERS)}")
     parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
     parser.add_argument(
         "--concurrency",
@@ -54,7 +57,7 @@ def _parser() -> Parser:
         "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
     )
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
-    parser.add_argument("--config", metavar="FILE", help="JSON with these settings and 'engine'")
+    parser.add_argument("--config", metavar="FILE", help="JSON with these, 'engine', 'fleet'")
     parser.add_argument("--check", action="store_true", help="verify conservation laws too")
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser
@@ -76,8 +79,10 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
         raise ValueError("no trace given; name one, for example traces/chat.jsonl")
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+    fleet = arguments.router and replace(config.fleet, router=arguments.router)
     return with_flags(
         config,
+        fleet=fleet,
         trace=arguments.trace,
         policies=arguments.policy and tuple(arguments.policy),
         cost_model=arguments.cost_model,
@@ -115,8 +120,8 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "acceptance": config.acceptance,
         "seed": config.seed,
         "slo": config.slo,
-        "replicas": config.replicas,
-        "gpus": config.replicas * study.cost_model.gpus,
+        "replicas": sum(pool.replicas for pool in study.runs[0].scenario.pools),
+        "gpus": study.runs[0].scenario.gpus,
         "interrupted": interrupted,
         "policies": rows,
         "differences": differences,
@@ -124,12 +129,13 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
 
 
 def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
-    """Warn where a step left the range that the cost model vouches for."""
+    """Warn where a step left the range that its replica's cost model vouches for."""
     for result in results:
-        least, most = result.tokens_range
-        if least <= most:
-            study.cost_model.warn_outside(most, result.most_requests)
-            study.cost_model.warn_outside(least, result.most_requests)
+        pools = study.runs[result.number].scenario.pools
+        for pool, steps in zip(pools, result.extents, strict=True):
+            if steps.least_tokens <= steps.most_tokens:
+                pool.cost_model.warn_outside(steps.most_tokens, steps.most_requests)
+                pool.cost_model.warn_outside(steps.least_tokens, steps.most_requests)
 
 
 def _heading(summary: dict[str, Any], study: Study) -> str:

@@ -15,6 +15,7 @@ from sglang_dspark.core.policy import parse_policy, policy_label
 from sglang_dspark.files import read_record
 from simulator.acceptance import DEFAULT_PROFILE, load_acceptance
 from simulator.config import EngineConfig
+from simulator.fleet_config import FleetConfig
 from simulator.scenario import Scenario
 from simulator.slo import bounds_s, parse_slo
 from simulator.study import Run
@@ -37,7 +38,7 @@ class RunConfig:
     acceptance: str = DEFAULT_PROFILE
     """Shipped name or file."""
     replicas: int = 1
-    """Replicas behind a round-robin router."""
+    """Replicas behind one router."""
     rate: float = 1.0
     """Factor on the arrival rate."""
     concurrency: tuple[int, ...] = ()
@@ -48,6 +49,8 @@ class RunConfig:
     """Of acceptance and confidences."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Settings of each replica."""
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """How requests reach the replicas."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Written with the results: versions and the trace's sha256; not read back."""
 
@@ -94,6 +97,8 @@ def load_study(config: RunConfig) -> Study:
     cost_model = load_cost_model(config.cost_model)
     acceptance = load_acceptance(config.acceptance)
     trace = load_trace(config.trace)
+    named = [pool.cost_model for pool in config.fleet.pools]
+    pool_models = {name: load_cost_model(name) for name in named if name is not None}
     runs = [
         Run(
             label=label,
@@ -105,6 +110,9 @@ def load_study(config: RunConfig) -> Study:
                 policy=policy,
                 engine=config.engine,
                 replicas=config.replicas,
+                fleet=config.fleet,
+                pool_models=pool_models,
+                slo=slo,
                 rate_factor=config.rate,
                 concurrency=concurrency,
                 seed=config.seed,

@@ -18,6 +18,7 @@ import numpy as np
 from sglang_dspark.core.policy import NoSpeculation, PolicyFile
 from sglang_dspark.files import atomic_write
 from simulator.fleet import simulate
+from simulator.fleet_config import FleetConfig
 from simulator.layout import Records
 from simulator.metrics import is_finished, measure
 from simulator.results import ResultFolder, requests_table, steps_table
@@ -38,6 +39,16 @@ class Run:
     slo: Slo
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepExtent:
+    """How small and large the decode steps of a pool were."""
+
+    least_tokens: int
+    most_tokens: int
+    """Below ``least_tokens`` where there was no step."""
+    most_requests: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunResult:
     """What a run leaves in memory; the rest is in the result folder."""
@@ -51,10 +62,8 @@ class RunResult:
     cpu_s: float
     """CPU seconds of the replay. Not part of the row, which is the same for the same inputs."""
     interrupted: bool
-    tokens_range: tuple[int, int]
-    """Fewest and most tokens of one decode step; the first above the second without any."""
-    most_requests: int
-    """Most requests in one decode step."""
+    extents: tuple[StepExtent, ...]
+    """Per pool of the fleet."""
 
 
 def saturated_rate(scenario: Scenario) -> float | None:
@@ -68,7 +77,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     )
     if clients < 25:
         return None
-    full = dataclasses.replace(scenario, concurrency=clients, step_capacity=0)
+    full = dataclasses.replace(scenario, concurrency=clients, fleet=FleetConfig(), step_capacity=0)
     outcome = simulate(full)
     if outcome.interrupted:
         raise KeyboardInterrupt
@@ -82,11 +91,13 @@ _NO_LOAD: dict[str, Any] = dict.fromkeys(("offered_req_s", "capacity_req_s", "lo
 
 
 def _load(outcome: Outcome) -> dict[str, Any]:
-    """Offered load against capacity; all None in a closed loop, which adapts to the server."""
+    """Offered load against capacity; all None in a closed loop, which adapts to the server, and
+    for a fleet whose replicas differ, fail or come and go."""
     scenario = outcome.scenario
     arrival_s = outcome.requests["arrival_s"]
     span_s = float(arrival_s.max() - arrival_s.min())
-    if scenario.concurrency is not None or span_s <= 0 or outcome.interrupted:
+    unsteady = scenario.concurrency is not None or not scenario.fleet.steady
+    if unsteady or span_s <= 0 or outcome.interrupted:
         return _NO_LOAD
     offered = (arrival_s.size - 1) / span_s
     capacity = saturated_rate(scenario)
@@ -140,15 +151,26 @@ def _perform(task: _Task) -> RunResult:
     except KeyboardInterrupt:
         load, interrupted = _NO_LOAD, True
     row = label | measure(outcome, run.slo) | load
-    state = np.concatenate([memory.state for memory in outcome.memories])
     return RunResult(
         number=number,
         row=row,
         requests=outcome.requests,
         cpu_s=cpu_s,
         interrupted=interrupted,
-        tokens_range=(int(state["least_tokens"].min()), int(state["most_tokens"].max())),
-        most_requests=int(state["most_requests"].max()),
+        extents=_extents(outcome),
+    )
+
+
+def _extents(outcome: Outcome) -> tuple[StepExtent, ...]:
+    state = np.concatenate([memory.state for memory in outcome.memories])
+    ends = np.cumsum([pool.most for pool in outcome.scenario.pools])[:-1]
+    return tuple(
+        StepExtent(
+            least_tokens=int(part["least_tokens"].min()),
+            most_tokens=int(part["most_tokens"].max()),
+            most_requests=int(part["most_requests"].max()),
+        )
+        for part in np.split(state, ends)
     )
 
 
@@ -170,6 +192,8 @@ def warm_up(scenario: Scenario) -> None:
             policy=PolicyFile(policy=NoSpeculation()),
             belief=None,
             concurrency=None,
+            replicas=1,
+            fleet=FleetConfig(),
         )
     )
 
