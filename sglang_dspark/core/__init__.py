@@ -3,7 +3,6 @@
 In order of import:
 
 - ``state``: ``BatchState``, ``VerifyPlan``
-- ``memory``: what a policy may remember of requests
 - ``compiled``: numba with a cache that notices changes in called functions
 - ``survival``, ``calibration``: from confidence logits to prefix survival
 - ``ranking``: order tokens by survival, hand slots to the best
@@ -11,6 +10,7 @@ In order of import:
 - ``sglang_tables``: SGLang's own cost-table files
 - ``correction``: bounded changes of prices and confidences, learned from completed steps
 - ``goodput``: prices and choices of the policy of that name
+- ``memory``: what an engine remembers for its policy
 - ``decide``, ``policy``: what each budget policy decides, and the file it travels in
 - ``planner``: policy, cost model and calibration bound together
 - ``corrected_planner``: the same, corrected online

@@ -1,13 +1,14 @@
-"""What a policy may remember of requests: the newest confidences, as of a few steps ago.
+"""What an engine remembers for its policy: the newest confidences as of a few steps ago, prefills.
 
-Owns the law of ``BatchState.stale_logits`` and ``stale_age``. Knows no policy, and neither how a
-request got its slot nor why nothing was drafted for it.
+Owns the law of ``BatchState.stale_logits``, ``stale_age`` and ``prefills_per_step``. Knows no
+policy, and neither how a request got its slot nor why nothing was drafted for it.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from sglang_dspark.core.goodput import PREFILL_MEMORY
 from sglang_dspark.core.state import Bools, Floats, Ints
 
 LAG_STEPS = 2
@@ -42,3 +43,21 @@ class ConfidenceMemory:
         age[-1, slots] = np.where(known, 0, age[-2, slots] + 1)
         stale = newest[0, slots]
         return stale, np.where(np.isnan(stale[:, 0]), 0, age[0, slots] + LAG_STEPS)
+
+
+class PrefillRate:
+    """Prefill steps for each decode step: the newest adds ``PREFILL_MEMORY`` to the average."""
+
+    def __init__(self) -> None:
+        self._since = 0
+        self._average = 0.0
+
+    def prefill(self) -> None:
+        """A prefill step runs."""
+        self._since += 1
+
+    def step(self) -> float:
+        """A decode step is planned: ``prefills_per_step`` in it."""
+        self._average += PREFILL_MEMORY * (self._since - self._average)
+        self._since = 0
+        return self._average

@@ -21,9 +21,9 @@ if TYPE_CHECKING:  # numba takes a second, and most processes only pass the sett
 PREFIX = "speculative_dspark_"
 HELP = {
     "policy": "How many draft tokens to verify: none, fixed[:k], threshold[:t], early_stop, "
-    "global, sglang[:table], or a policy.json (default: global).",
+    "global, goodput, sglang[:table], or a policy.json (default: global).",
     "cost_model": "What a step costs on this hardware: a shipped name or a .json file; "
-    "early_stop, global and sglang need one.",
+    "early_stop, global, goodput and sglang need one.",
     "step_log": "Write every step's state, plan and outcome under this folder (default: off).",
     "step_log_mb": "Megabytes the step log may take; the oldest go first (default: 256).",
     "request_log": "Write every request's lengths, times and prefix hashes, no text, under this "
@@ -33,8 +33,8 @@ HELP = {
 """Of each flag; its name is the field's in ``Settings``."""
 _MEGABYTES = ("step_log_mb", "request_log_mb")
 
-NEED_CONFIDENCE = ("threshold", "early_stop", "global", "sglang")
-NEED_COSTS = ("early_stop", "global", "sglang")
+NEED_CONFIDENCE = ("threshold", "early_stop", "global", "goodput", "sglang")
+NEED_COSTS = ("early_stop", "global", "goodput", "sglang")
 
 
 def flag(name: str) -> str:

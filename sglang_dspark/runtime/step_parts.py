@@ -2,7 +2,8 @@
 
 Owns the columns and the header. A row is a decode step; what there is one of for each request is a
 list of R values in the order of ``request_ids``, and both logits are R x K values row by row (to
-unnest: gamma is in the header). Floats are kept bit for bit, NaN and -inf included; no column holds
+unnest: gamma is in the header). What a plan notes of a request is in the state of the request's
+next step. Floats are kept bit for bit, NaN and -inf included; no column holds
 text or token ids. The header, JSON in the file's metadata, carries what rebuilds the planner, in
 every part, since the oldest parts are deleted. Knows no clock, no thread and no folder.
 """
@@ -28,7 +29,7 @@ from sglang_dspark.files import decode_record
 from sglang_dspark.runtime.part_writer import parquet_bytes, read_parquet
 from sglang_dspark.runtime.records import StepRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _HEADER_KEY = "sglang_dspark.step_log"
 
 _RECORD = {
@@ -42,7 +43,7 @@ _RECORD = {
     "commit_s": pa.float64(),
     "degraded": pa.string(),
 }
-_STATE = {"waiting_prefill_tokens": pa.int64(), "kv_room_tokens": pa.int64()}
+_STATE = {"prefills_per_step": pa.float64(), "kv_room_tokens": pa.int64()}
 _PLAN = {
     "predicted_step_s": pa.float64(),
     "expected_tokens": pa.float64(),
@@ -55,6 +56,7 @@ _STATE_LISTS = {
     "stale_logits": pa.float64(),
     "slo_class": pa.int64(),
     "slo_slack_s": pa.float64(),
+    "note": pa.float64(),
     "priority": pa.int64(),
     "arrival_s": pa.float64(),
     "graph_tiers": pa.int64(),
@@ -72,6 +74,18 @@ SCHEMA = pa.schema(
         *((name, pa.list_(kind)) for name, kind in _LISTS.items()),
     ]
 )
+
+_SCHEMA_1 = pa.schema(
+    [
+        pa.field("waiting_prefill_tokens", pa.int64())
+        if field.name == "prefills_per_step"
+        else field
+        for field in SCHEMA
+        if field.name != "note"
+    ]
+)
+"""Of logs from before ``goodput``: no policy read what is missing, none reads what is gone."""
+SCHEMAS = {1: _SCHEMA_1, SCHEMA_VERSION: SCHEMA}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,27 +195,28 @@ def read_part(path: Path) -> tuple[PartHeader, Iterator[StepRecord]]:
 
     ``FileNotFoundError`` passes: a running server may delete its oldest part meanwhile.
     """
-    table, value = read_parquet(
-        path, schema=SCHEMA, key=_HEADER_KEY, title="step log", version=SCHEMA_VERSION
-    )
+    table, value = read_parquet(path, schemas=SCHEMAS, key=_HEADER_KEY, title="step log")
     header = decode_record(value, PartHeader, where=f"{path}: header")
     return header, _records(table, header.gamma, path)
 
 
 def _records(table: Any, gamma: int, path: Path) -> Iterator[StepRecord]:
-    scalars = {name: table.column(name).to_pylist() for name in _SCALARS}
+    there = set(table.column_names)
+    source: dict[str, Any] = {
+        name: table.column(name).to_pylist() for name in _SCALARS if name in there
+    }
     names = table.column("request_ids").to_pylist()
-    lists: dict[str, list[Any]] = {}
-    for name in _LISTS:
+    for name in _LISTS.keys() & there:
         column = table.column(name).combine_chunks()
         # A copy: Arrow's memory is read-only, for which compiled code would compile once more.
         values = np.array(column.flatten().to_numpy(zero_copy_only=False))
         ends = np.cumsum(column.value_lengths().to_numpy(zero_copy_only=False))
-        lists[name] = np.split(values, ends[:-1])
+        source[name] = np.split(values, ends[:-1])
 
     def fields(row: int, *groups: dict[str, Any]) -> dict[str, Any]:
-        source = {**scalars, **lists}
-        found = {name: source[name][row] for group in groups for name in group}
+        # What an older version lacks is left at its default.
+        wanted = [name for group in groups for name in group if name in there]
+        found = {name: source[name][row] for name in wanted}
         shape = (len(names[row]), gamma)
         return {k: v.reshape(shape) if k in _MATRICES else v for k, v in found.items()}
 

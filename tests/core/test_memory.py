@@ -1,4 +1,5 @@
-"""What is remembered of a request is the newest that was known, and its true age."""
+"""What is remembered of a request is the newest that was known, at its true age; of prefills, how
+many there are."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_dspark.core.memory import LAG_STEPS, ConfidenceMemory
+from sglang_dspark.core.goodput import PREFILL_MEMORY
+from sglang_dspark.core.memory import LAG_STEPS, ConfidenceMemory, PrefillRate
 
 SLOTS, GAMMA = 3, 2
 # Of one step: for each slot, whether its request takes part, and whether it is drafted for.
@@ -49,3 +51,16 @@ def test_a_slot_that_starts_a_request_forgets_the_one_before() -> None:
     assert np.isnan(stale[0]).all()
     assert stale[1].tolist() == [2.0] * GAMMA
     assert age.tolist() == [0, LAG_STEPS]
+
+
+@pytest.mark.law
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
+def test_prefills_per_step_are_an_average_that_forgets(prefills: list[int]) -> None:
+    rate = PrefillRate()
+    for count in prefills:
+        for _ in range(count):
+            rate.prefill()
+        found = rate.step()
+    ages = np.arange(len(prefills))[::-1]
+    weights = PREFILL_MEMORY * (1 - PREFILL_MEMORY) ** ages
+    assert found == pytest.approx(float(weights @ prefills))

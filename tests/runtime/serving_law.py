@@ -67,7 +67,12 @@ class Evidence:
         Their first tokens only serve as context: the prefill samples them, without speculation.
         """
         tokens_NS = torch.tensor([list(answer) for answer in answers])
-        logits_NSV, drafted_NSV = _logits(pair, prompt, tokens_NS)
+        start = torch.tensor(list(prompt)).expand(len(tokens_NS), -1)
+        whole = torch.cat([start, tokens_NS], dim=1)
+        places_S = torch.arange(len(prompt) - 1, whole.shape[1] - 1)
+        with torch.no_grad():
+            hidden, captured = pair.target.prefill(tokens_BS=whole)
+            logits_NSV = pair.target.logits(hidden[:, places_S])
         law_NSV = probabilities(logits=logits_NSV, sampling=self.sampling).double()
         use_NS = self._clear_of_the_edge(logits_NSV)
         use_NS[:, 0] = False
@@ -76,7 +81,8 @@ class Evidence:
         assert not never.any(), f"{int(never.sum())} tokens came out that the target never samples"
         self.tokens += int(use_NS.sum())
         open_NS = use_NS & (law_NSV.max(-1).values < OPEN_BELOW)
-        draft_MV = probabilities(logits=drafted_NSV[open_NS], sampling=self.sampling).double()
+        drafted_MV = _drafted(pair, whole, captured, places_S, open_NS)
+        draft_MV = probabilities(logits=drafted_MV, sampling=self.sampling).double()
         law_MV = law_NSV[open_NS]
         self.places += self._places(law_NSV[use_NS], law_NSV[use_NS], tokens_NS[use_NS])
         self.open_places += self._places(law_MV, law_MV, tokens_NS[open_NS])
@@ -128,25 +134,29 @@ class Evidence:
 
 
 @torch.no_grad()
-def _logits(
-    pair: Pair, prompt: Sequence[int], tokens_NS: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, S, V] what the target says at every place, and what the drafter would draft first."""
-    start = torch.tensor(list(prompt)).expand(len(tokens_NS), -1)
-    whole = torch.cat([start, tokens_NS], dim=1)
-    hidden, captured = pair.target.prefill(tokens_BS=whole)
-    places_S = torch.arange(len(prompt) - 1, whole.shape[1] - 1)
-    anchors_NS = whole[:, places_S]
-    hidden_NSKD = pair.drafter.hidden(
+def _drafted(
+    pair: Pair,
+    whole: torch.Tensor,
+    captured: torch.Tensor,
+    places_S: torch.Tensor,
+    wanted_NS: torch.Tensor,
+) -> torch.Tensor:
+    """[M, V] what the drafter would draft first at the wanted places, row by row."""
+    # Every row drafts at as many places as the row that wants most, its wanted ones first.
+    most = int(wanted_NS.sum(1).max())
+    order_NA = wanted_NS.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    index_NA = places_S[order_NA]
+    anchors_NA = whole.gather(1, index_NA)
+    hidden_NAKD = pair.drafter.hidden(
         context_BSD=pair.drafter.context(captured_BSC=captured),
-        anchor_tokens_BA=anchors_NS,
-        anchor_index_BA=places_S.expand(len(whole), -1),
+        anchor_tokens_BA=anchors_NA,
+        anchor_index_BA=index_NA,
     )
+    wanted_NA = wanted_NS.gather(1, order_NA)
     drafted_MV, _ = pair.drafter.logits(
-        hidden_NKD=hidden_NSKD[:, :, :1].flatten(0, 1), previous_NK=anchors_NS.reshape(-1, 1)
+        hidden_NKD=hidden_NAKD[wanted_NA][:, :1], previous_NK=anchors_NA[wanted_NA][:, None]
     )
-    drafted_NSV = drafted_MV.view(*anchors_NS.shape, -1)
-    return pair.target.logits(hidden[:, places_S]), drafted_NSV
+    return drafted_MV[:, 0]
 
 
 def _pearson(observed: npt.NDArray[np.int64], expected: Counts) -> tuple[float, int]:

@@ -21,6 +21,7 @@ from serving_client import Job, serve
 
 from sglang_dspark.core.cost import CostModel
 from sglang_dspark.core.cost_schema import (
+    ContextCost,
     DraftCost,
     GraphTiers,
     HostCost,
@@ -29,6 +30,7 @@ from sglang_dspark.core.cost_schema import (
     StepTable,
     ValidRange,
 )
+from sglang_dspark.core.policy import Goodput, PolicyFile, save_policy
 from sglang_dspark.draft.answers import load_tokenizer, prompt_tokens
 from sglang_dspark.draft.checkpoint import load_drafter
 from sglang_dspark.draft.config import DrafterConfig
@@ -178,9 +180,20 @@ def plain_answers(
 
 
 def write_costs(
-    path: Path, *, token_share: float, requests: int, gamma: int = GAMMA, step_s: float = 0.005
+    path: Path,
+    *,
+    token_share: float,
+    requests: int,
+    gamma: int = GAMMA,
+    step_s: float = 0.005,
+    draft_share: float = 0.0,
+    context_share: float = 0.0,
 ) -> Path:
-    """A cost model in which a token adds ``token_share`` of an empty step's time."""
+    """A cost model in which a token adds ``token_share`` of an empty step's time.
+
+    Drafting for a request adds ``draft_share`` of it, a block takes 0.1 ms besides; a context token
+    adds ``context_share``.
+    """
     tokens = requests * (gamma + 1)
     CostModel(
         schema_version=1,
@@ -210,12 +223,39 @@ def write_costs(
         draft=DraftCost(
             gamma=gamma,
             requests=(1, requests),
-            seconds=(1e-4, 1e-4),
+            seconds=(1e-4, 1e-4 + step_s * draft_share * (requests - 1)),
             between="linear",
             origin="analytic",
         ),
+        context=ContextCost(token_s=step_s * context_share, reference_tokens=0, origin="analytic"),
         prefill=PrefillCost(base_s=0.001, token_s=1e-5, pair_s=0.0, origin="analytic"),
         host=HostCost(step_s=0.0, origin="analytic"),
         graphs=GraphTiers(tiers_tokens=(), beyond_last_s=0.0, origin="analytic"),
     ).save(path)
     return path
+
+
+PROBE_ROUNDS = 6
+
+
+def write_goodput(folder: Path, *, requests: int) -> tuple[Path, Path]:
+    """(policy.json, cost model): ``goodput`` that weighs all it can, where drafting is dear.
+
+    Drafting pays for some requests and not for others; contexts slow a step down.
+    """
+    policy = Goodput(
+        probe_rounds=PROBE_ROUNDS,
+        ttft_ms=2000.0,
+        tpot_ms=5.0,
+        slack_weight=1.0,
+        priority_weight=0.2,
+    )
+    save_policy(folder / "policy.json", PolicyFile(policy=policy))
+    costs = write_costs(
+        folder / "dear-drafts.json",
+        token_share=0.1,
+        requests=requests,
+        draft_share=1.0,
+        context_share=0.001,
+    )
+    return folder / "policy.json", costs

@@ -42,15 +42,16 @@ def random_state(rng: np.random.Generator, rows: int, gamma: int = GAMMA) -> Bat
             "slo_class": rng.integers(-1, 3, rows),
             "slo_slack_s": np.where(rng.random(rows) < 0.5, np.inf, rng.random(rows)),
             "priority": rng.integers(0, 9, rows),
+            "note": np.where(rng.random(rows) < 0.3, np.nan, rng.random(rows)),
             "arrival_s": rng.random(rows),
             "graph_tiers": np.array([4, 8, 16]),
         }
     return BatchState(
         logits=logits,
         stale_logits=stale,
-        stale_age=np.where(missing, 0, 2),
+        stale_age=np.where(missing, 0, rng.integers(2, 40, rows)),
         context_tokens=rng.integers(1, 40_000, rows),
-        waiting_prefill_tokens=int(rng.integers(0, 5000)),
+        prefills_per_step=float(rng.random()),
         kv_room_tokens=int(rng.choice([0, rows, rows + 3, 2**40, 2**62])),
         **optional,
     )

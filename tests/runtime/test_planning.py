@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,51 @@ def test_a_request_that_is_not_drafted_for_is_judged_by_what_was_last_seen() -> 
 
 
 @pytest.mark.example
+def test_what_a_plan_notes_of_a_request_comes_back_with_its_next_state() -> None:
+    memory = step_planner("goodput")
+    noted: list[float] = []
+    for step in range(4):
+        logits = np.full((2, GAMMA), 1.0 + step)
+        state, plan, _ = memory.plan(
+            pool_R=ROWS, logits_RK=logits, context_tokens_R=np.array([10, 20])
+        )
+        assert state.note.tolist() == noted if noted else np.isnan(state.note).all()
+        memory.remember(ROWS, plan)
+        noted = plan.note.tolist()
+    assert not np.isnan(noted).any()
+    memory.begin(ROWS[:1])
+    state, _, _ = memory.plan(pool_R=ROWS, logits_RK=logits, context_tokens_R=np.array([10, 20]))
+    assert np.isnan(state.note[0])
+    assert state.note[1] == noted[1]
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("drafts", [[False, False], [False, True]])
+def test_a_newcomer_is_drafted_for_if_anyone_is(drafts: list[bool]) -> None:
+    memory = step_planner("goodput")
+    newcomer = np.array([5])
+    _, plan, _ = memory.plan(
+        pool_R=ROWS, logits_RK=np.zeros((2, GAMMA)), context_tokens_R=np.array([10, 20])
+    )
+    memory.remember(ROWS, dataclasses.replace(plan, draft_next=np.array(drafts)))
+    memory.begin(newcomer)
+    assert memory.drafts(newcomer).tolist() == [any(drafts)]
+    assert memory.drafts(ROWS).tolist() == drafts
+
+
+@pytest.mark.example
+def test_prefills_are_counted_until_the_next_step() -> None:
+    memory = step_planner("goodput")
+    memory.begin(ROWS[:1])
+    logits, context = np.zeros((2, GAMMA)), np.array([10, 20])
+    found = [
+        memory.plan(pool_R=ROWS, logits_RK=logits, context_tokens_R=context)[0].prefills_per_step
+        for _ in range(2)
+    ]
+    assert found == [2 / 32, 2 / 32 * 31 / 32]
+
+
+@pytest.mark.example
 @pytest.mark.parametrize(("policy", "drafts"), [("none", False), ("fixed", True), ("global", True)])
 def test_nothing_is_drafted_for_plain_decoding_not_even_once(policy: str, drafts: bool) -> None:
     memory = step_planner(policy)
@@ -80,7 +127,9 @@ def test_nothing_is_drafted_for_plain_decoding_not_even_once(policy: str, drafts
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("policy", ["none", "fixed", "threshold:0.5", "early_stop", "global"])
+@pytest.mark.parametrize(
+    "policy", ["none", "fixed", "threshold:0.5", "early_stop", "global", "goodput"]
+)
 def test_what_was_not_drafted_is_not_verified(policy: str) -> None:
     memory = step_planner(policy)
     logits = np.full((2, GAMMA), 2.0)

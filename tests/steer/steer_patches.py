@@ -39,10 +39,10 @@ def failing_policy() -> None:
     count = itertools.count()
     budget, plan = Planner.budget, Planner.plan
 
-    def failing_budget(self: Planner, stale_logits: Any) -> Any:
+    def failing_budget(self: Planner, stale_logits: Any, **given: Any) -> Any:
         if next(count) % 3 == 2:
             raise RuntimeError("no luck")
-        return budget(self, stale_logits)
+        return budget(self, stale_logits, **given)
 
     def failing_plan(self: Planner, state: Any) -> Any:
         # Observing plans again, with the real contexts: that one must not fail.

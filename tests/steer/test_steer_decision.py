@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from sglang_dspark.core import Planner, load_cost_model, parse_policy
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.core.survival import sigmoid
-from sglang_dspark.runtime.steer.decision import Decider, PolicyFailure, fill_logits, logits_of
+from sglang_dspark.runtime.steer.decision import (
+    Decider,
+    Given,
+    PolicyFailure,
+    fill_logits,
+    logits_of,
+)
 
 GAMMA = 7
-EARLY, LATE = ("none", "fixed:3", "global", "sglang"), ("threshold:0.7", "early_stop")
+EARLY, LATE = ("none", "fixed:3", "global", "sglang", "goodput"), ("threshold:0.7", "early_stop")
 
 
 def decider(policy: str) -> Decider:
@@ -56,7 +62,11 @@ def test_budget_and_lengths_are_the_plans(policy: str, rows: int, seed: int) -> 
     rng = torch.Generator().manual_seed(seed)
     stale, now = torch.rand((2, rows, GAMMA), generator=rng) ** 0.2
     fresh = torch.rand(rows, generator=rng) < 0.8
-    step = steered.from_history(stale, fresh)
+    told = Given(
+        context_tokens=torch.randint(0, 9000, (rows,), generator=rng).numpy(),
+        prefills_per_step=float(torch.rand(1, generator=rng)),
+    )
+    step = steered.from_history(stale, fresh, told)
     if policy in LATE:
         steered.plan_late(step, now)
     assert step.budget is not None
@@ -67,8 +77,9 @@ def test_budget_and_lengths_are_the_plans(policy: str, rows: int, seed: int) -> 
     state = BatchState(
         logits=logits_of(now).numpy(),
         stale_logits=step.stale_logits,
-        stale_age=np.zeros(rows, dtype=np.int64),
-        context_tokens=np.full(rows, 9),
+        stale_age=np.where(fresh.numpy(), steered.lag_steps, 0),
+        context_tokens=told.context_tokens,
+        prefills_per_step=told.prefills_per_step,
     )
     plan = steered.planner.plan(state)
     assert lengths.tolist() == plan.lengths.tolist()

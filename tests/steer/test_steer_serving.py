@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from servers import Nursery, Server, dspark_arguments
-from serving_checks import replayed
+from serving_checks import Drafting, contexts_follow, replayed
 from serving_client import Job, metrics, serve, server_info, total
-from serving_scenes import GAMMA, Greedy, Pair, greedy_sampling, write_costs
+from serving_scenes import GAMMA, Greedy, Pair, greedy_sampling, write_costs, write_goodput
+
+from sglang_dspark.runtime.step_log import read
 
 COMPACT = {"SGLANG_RAGGED_VERIFY_MODE": "compact"}
 NEW_TOKENS = 48
@@ -46,6 +50,20 @@ def test_the_built_in_without_a_table_verifies_everything(
     assert "dspark" not in found
 
 
+@pytest.mark.example
+def test_contexts_are_known_where_sglang_keeps_no_lengths_on_the_host(sglang: Any) -> None:
+    from sglang_dspark.runtime.steer.hooks import context_of
+
+    requests = [
+        SimpleNamespace(origin_input_ids=[1] * prompt, output_ids=[2] * generated)
+        for prompt, generated in ((8, 1), (5, 30))
+    ]
+    batch = SimpleNamespace(seq_lens_cpu=None, reqs=requests)
+    assert context_of(batch).tolist() == [8, 34]
+    batch.seq_lens_cpu = torch.tensor([9, 40], dtype=torch.int32)
+    assert context_of(batch).tolist() == [9, 40]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """A steered server."""
@@ -54,6 +72,13 @@ class Scene:
     overlap: bool = True
     mode: str = "compact"
     trims: bool = True
+
+    def deployed(self, folder: Path, costs: Path) -> tuple[str, Path]:
+        """(policy, cost model) as they are given; ``goodput`` from the worker lane's own files."""
+        if self.policy != "goodput":
+            return self.policy, costs
+        policy, dear_drafts = write_goodput(folder, requests=8)
+        return str(policy), dear_drafts
 
 
 SCENES = {
@@ -67,6 +92,8 @@ SCENES = {
     "threshold": Scene(policy="threshold:0.6"),
     "early_stop": Scene(policy="early_stop", overlap=False),
     "cap-accept": Scene(policy="global", mode="cap-accept"),
+    "goodput": Scene(policy="goodput"),
+    "goodput, no overlap": Scene(policy="goodput", overlap=False),
 }
 
 
@@ -82,8 +109,9 @@ def test_steered_answers_are_those_of_plain_decoding(
 ) -> None:
     scene = SCENES[name]
     log = tmp_path / "steps"
+    policy, prices = scene.deployed(tmp_path, costs)
     arguments = dspark_arguments(
-        pair.target_folder, pair.drafter_folder, policy=scene.policy, cost_model=costs
+        pair.target_folder, pair.drafter_folder, policy=policy, cost_model=prices
     )
     overlap = [] if scene.overlap else ["--disable-overlap-schedule"]
     with nursery.start(
@@ -108,4 +136,12 @@ def test_steered_answers_are_those_of_plain_decoding(
     assert set(early) <= ({NO_CONFIDENCES} if "sglang" in scene.policy else set())
     assert counts.different == 0, counts.first_different
     assert counts.same >= 0.9 * counts.steps
+    records = list(read(log))
+    assert contexts_follow(records) > 500
+    if scene.policy == "goodput":
+        # The built-in drafts for everyone, whatever the plan says.
+        found = Drafting.of(records, obeyed=False)
+        assert found.everyone == counts.steps
+        assert not all(record.plan.draft_next.all() for record in records)
+        assert any(record.state.prefills_per_step > 0 for record in records)
     print(name, counts, summary["verified_tokens"], summary["drafted_tokens"])

@@ -10,7 +10,7 @@ Shapes: R requests, K slots, D hidden, V vocabulary, r Markov rank, F requests w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class RowChoice:
     min_p_R: Tensor | None = None
     """Keep tokens at least this likely relative to the most likely one; 0 keeps all."""
 
+    def of(self, picked: Tensor) -> RowChoice:
+        """The choice for some of the requests."""
+        columns = {name: value for name, value in vars(self).items() if value is not None}
+        return RowChoice(**{name: value[picked] for name, value in columns.items()})
+
     def filtered_rows(self, vocab_size: int) -> Tensor | None:
         """[F] requests that a filter may touch; None, without asking the device, if none is given.
 
@@ -69,6 +74,21 @@ class DraftBlock:
     """float32 probabilities q; one-hot for greedy requests. The storage that held the logits."""
     confidence_RK: Tensor
     """float32 raw logits; column k says nothing of token k, only of those before it."""
+
+    @classmethod
+    def nothing(cls, requests: int, gamma: int, *, vocab_size: int, device: Any) -> DraftBlock:
+        """No request is drafted for: confidences of -inf."""
+        return cls(
+            tokens_RK=torch.zeros(requests, gamma, dtype=torch.int64, device=device),
+            weights_RKV=torch.zeros(requests, gamma, vocab_size, device=device),
+            confidence_RK=torch.full((requests, gamma), -torch.inf, device=device),
+        )
+
+    def fill(self, picked: Tensor, part: DraftBlock) -> None:
+        """Take in what was drafted for some of the requests."""
+        self.tokens_RK[picked] = part.tokens_RK
+        self.weights_RKV[picked] = part.weights_RKV
+        self.confidence_RK[picked] = part.confidence_RK
 
 
 class FillsSlot(Protocol):

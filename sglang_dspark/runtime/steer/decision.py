@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import FixedLength, GlobalBudget, NoSpeculation, SGLangPlanner
+from sglang_dspark.core.policy import FixedLength, NoSpeculation, SGLangPlanner
 from sglang_dspark.core.state import BatchState, Floats, Ints
 from sglang_dspark.runtime.kernels import lengths as kernels
 
@@ -61,12 +61,30 @@ def logits_of(confidence_RK: Tensor) -> Tensor:
     return torch.logit(confidence_RK.double()).clamp(LOWEST, HIGHEST)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """What a budget may be made from beside confidences: the same on every tensor-parallel rank.
+
+    For ranks that decide differently wait for each other forever, and no clock is the same on two.
+    """
+
+    context_tokens: Ints | None = None
+    """[R] in the KV cache; None where SGLang did not say: the cost model's reference."""
+    prefills_per_step: float = 0.0
+    """As in ``BatchState``."""
+
+
+NOTHING_GIVEN = Given()
+
+
 @dataclass(kw_only=True)
 class StepDecision:
     """What was decided for one step, and why not by the policy if so."""
 
     stale_logits: Floats
     """[R, K] what the budget was made from; NaN rows without history."""
+    given: Given = NOTHING_GIVEN
+    """What else the budget was made from."""
     budget: int | None = None
     """Draft tokens to verify; None verifies all."""
     logits: Tensor | None = None
@@ -95,23 +113,31 @@ class Decider:
         """[R, K] of NaN."""
         return np.full((requests, self.planner.gamma), np.nan)
 
-    def nothing_known(self, requests: int) -> StepDecision:
+    def nothing_known(self, requests: int, given: Given = NOTHING_GIVEN) -> StepDecision:
         """A decision without confidences of an earlier step."""
-        return self._budget(StepDecision(stale_logits=self.no_history(requests)))
+        stale = self.no_history(requests)
+        return self._budget(StepDecision(stale_logits=stale, given=given))
 
-    def from_history(self, confidence_RK: Tensor, fresh_R: Tensor) -> StepDecision:
+    def from_history(
+        self, confidence_RK: Tensor, fresh_R: Tensor, given: Given = NOTHING_GIVEN
+    ) -> StepDecision:
         """A decision from host confidences of an earlier step; ``fresh_R``: of the same request."""
         try:
             stale = np.empty(tuple(confidence_RK.shape))
             fill_logits(confidence_RK.float().numpy(), fresh_R.numpy(), stale)
         except Exception as error:
             raise PolicyFailure(f"{type(error).__name__}: {error}") from error
-        return self._budget(StepDecision(stale_logits=stale))
+        return self._budget(StepDecision(stale_logits=stale, given=given))
 
     def _budget(self, decision: StepDecision) -> StepDecision:
         if self.planner.decides_early:
             try:
-                decision.budget, seconds = self.planner.budget(decision.stale_logits)
+                context = decision.given.context_tokens
+                decision.budget, seconds = self.planner.budget(
+                    decision.stale_logits,
+                    context_tokens=math.nan if context is None else float(context.sum()),
+                    prefills_per_step=decision.given.prefills_per_step,
+                )
                 decision.predicted_step_s = seconds if seconds == seconds else None
             except Exception as error:
                 raise PolicyFailure(f"{type(error).__name__}: {error}") from error
@@ -150,7 +176,7 @@ class Decider:
         if isinstance(policy, NoSpeculation | FixedLength):
             each = 0 if isinstance(policy, NoSpeculation) else self.planner.policy_tables.length
             return torch.full((rows,), each, dtype=torch.int64, device=device)
-        if not isinstance(policy, GlobalBudget):
+        if not self.planner.decides_early:
             raise ValueError(f"policy {policy.name} has assigned no lengths; plan the step first")
         decision.logits = logits_of(confidence_RK)
         if device.type == "cpu":

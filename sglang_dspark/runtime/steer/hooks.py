@@ -15,14 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.memory import PrefillRate
+from sglang_dspark.core.state import Ints
 from sglang_dspark.runtime.settings import Settings, flag, load
 from sglang_dspark.runtime.settings import check as check_settings
 from sglang_dspark.runtime.steer import self_check, targets
-from sglang_dspark.runtime.steer.decision import Decider, PolicyFailure, StepDecision
+from sglang_dspark.runtime.steer.decision import (
+    NOTHING_GIVEN,
+    Decider,
+    Given,
+    PolicyFailure,
+    StepDecision,
+)
 from sglang_dspark.runtime.steer.observe import Observers, StepObserver
 
 logger = logging.getLogger(__name__)
@@ -45,6 +54,9 @@ class Steering:
         self._observer: StepObserver | None = None
         self._observers: Observers | None = None
         self._step: StepDecision | None = None
+        self._context_R: Ints | None = None
+        self._prefills = PrefillRate()
+        self._given = NOTHING_GIVEN
         self._decision_type: Any = None
         self._ragged = False
         self._failures = 0
@@ -103,6 +115,14 @@ class Steering:
         if tp_rank == 0:
             logger.info("DSPARK is steered by policy %s", settings.policy)
 
+    def context(self, _: Any, batch: Any, future_map: Any) -> None:
+        """Before ``prepare_verify_budget``, where overlap scheduling decides."""
+        self._context_R = context_of(batch)
+
+    def context_now(self, _: Any, **given: Any) -> None:
+        """Before ``compute_budget_sync``, where a step is decided when its draft is known."""
+        self._context_R = given["prefix_lens"].cpu().numpy().astype(np.int64)
+
     def budget_of_step(
         self,
         original: Callable[..., Any],
@@ -121,10 +141,11 @@ class Steering:
         rows = len(req_pool_indices_cpu)
         forced = planner._budget_planner.forced_budget_frac is not None
         early = decider.planner.decides_early
+        self._given = Given(context_tokens=self._context_R, prefills_per_step=self._prefills.step())
         self._step = None
         try:
             if not forced and (not early or (resolved is None and not decider.is_sglang)):
-                self._step = decider.nothing_known(rows)
+                self._step = decider.nothing_known(rows, self._given)
                 return self._step.budget
             answer = original(planner, **given)
         except PolicyFailure as failure:
@@ -147,7 +168,7 @@ class Steering:
         current = given.pop("current_generation")
         confidence, generation = host._shift_to_lag(**given)
         fresh = (current >= 1) & (generation == current)
-        step = decider.from_history(confidence, fresh)
+        step = decider.from_history(confidence, fresh, self._given)
         self._step = step
         assert step.budget is not None
         host.last_decision = self._decision_type(
@@ -212,8 +233,13 @@ class Steering:
         except Exception as error:
             self._stop_observing(error)
 
-    def collect(self, *_: Any) -> None:
+    def prefill(self, _: Any) -> None:
         """Before ``note_prefill_step``: what the last steps brought may have arrived."""
+        self._prefills.prefill()
+        self.collect()
+
+    def collect(self) -> None:
+        """Hand on the steps whose outcome is known."""
         if self._observer is None:
             return
         try:
@@ -250,6 +276,18 @@ class Steering:
             type(error).__name__,
             text,
         )
+
+
+def context_of(batch: Any) -> Ints:
+    """[R] tokens in the KV cache before the step, the same on every tensor-parallel rank.
+
+    SGLang keeps no lengths on the host for attention that needs none there; then they are those of
+    its requests, which overlap scheduling brings up to date a step late.
+    """
+    if batch.seq_lens_cpu is not None:
+        return np.asarray(batch.seq_lens_cpu.numpy(), dtype=np.int64)
+    lengths = [len(one.origin_input_ids) + len(one.output_ids) - 1 for one in batch.reqs]
+    return np.array(lengths, dtype=np.int64)
 
 
 @contextlib.contextmanager
@@ -331,6 +369,8 @@ def register() -> None:
     steering = Steering()
     for target, hook, kind in (
         (targets.INIT, steering.built, HookType.AFTER),
+        (targets.CONTEXT, steering.context, HookType.BEFORE),
+        (targets.CONTEXT_NOW, steering.context_now, HookType.BEFORE),
         (targets.BUDGET_OF_STEP, steering.budget_of_step, HookType.AROUND),
         (targets.BUDGET, steering.budget, HookType.AROUND),
         (targets.LAYOUT, steering.layout, HookType.AROUND),
@@ -338,7 +378,7 @@ def register() -> None:
         (targets.BEGIN, steering.begin, HookType.BEFORE),
         (targets.SEGMENT, steering.segment, HookType.AROUND),
         (targets.OBSERVE, steering.observe, HookType.AFTER),
-        (targets.PREFILL, steering.collect, HookType.BEFORE),
+        (targets.PREFILL, steering.prefill, HookType.BEFORE),
         (targets.STATE, steering.state, HookType.AFTER),
     ):
         HookRegistry.register(target.path, hook, kind)

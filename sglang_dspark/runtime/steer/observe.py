@@ -7,6 +7,7 @@ hook. Nothing here may harm the server: what cannot be recorded is left out, wit
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import time
@@ -214,12 +215,13 @@ class StepObserver:
         if broken.any():
             logits = np.where(broken[:, None], 0.0, logits)
             degraded = degraded or BROKEN
-        stale = decision.stale_logits
+        stale, given = decision.stale_logits, decision.given
         state = BatchState(
             logits=logits,
             stale_logits=stale,
             stale_age=np.where(np.isnan(stale[:, 0]), 0, self._lag_steps),
-            context_tokens=context,
+            context_tokens=context if given.context_tokens is None else given.context_tokens,
+            prefills_per_step=given.prefills_per_step,
         )
         plan = self._planner.plan(state)
         if not degraded and not np.array_equal(plan.lengths, verified - 1):
@@ -246,13 +248,7 @@ class StepObserver:
 def as_verified(plan: VerifyPlan, lengths: Ints) -> VerifyPlan:
     """The plan that was carried out instead of the policy's, whose predictions it keeps."""
     drafts: Bools = np.ones(lengths.size, dtype=np.bool_)
-    return VerifyPlan(
-        lengths=lengths,
-        draft_next=drafts,
-        predicted_step_s=plan.predicted_step_s,
-        expected_tokens=plan.expected_tokens,
-        stop_reason="fixed",
-    )
+    return dataclasses.replace(plan, lengths=lengths, draft_next=drafts, stop_reason="fixed")
 
 
 def _to_host(tensor: Tensor) -> Tensor:

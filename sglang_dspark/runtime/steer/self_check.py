@@ -49,7 +49,7 @@ def compare(planner: Any, decider: Decider, cost_model: CostModel) -> None:
         logits=logits,
         stale_logits=logits,
         stale_age=np.full(rows, decider.lag_steps),
-        context_tokens=np.zeros(rows, dtype=np.int64),
+        context_tokens=np.full(rows, int(decider.planner.costs.context_reference_tokens)),
     )
     wanted = decider.planner.plan(state).lengths
     if not decider.planner.decides_early:

@@ -76,6 +76,10 @@ INIT = Target(
     parameters=("draft_model", "gamma", "model_runner", "device", "tp_rank"),
     exact=False,
 )
+CONTEXT = _planner("DSparkVerifyPlanner.prepare_verify_budget", "batch", "future_map")
+CONTEXT_NOW = _planner(
+    "DSparkVerifyPlanner.compute_budget_sync", "confidence", "prefix_lens", "req_pool_indices"
+)
 BUDGET_OF_STEP = _planner("DSparkVerifyPlanner._budget_from_resolved", *_RESOLVED, code=True)
 BUDGET = _planner(
     "HostConfidenceBudgetPlanner.compute_budget", *_RELAYED, "current_generation", code=True
@@ -100,6 +104,8 @@ STATE = Target(module=SCHEDULER, name="Scheduler.get_internal_state", parameters
 
 TARGETS = (
     INIT,
+    CONTEXT,
+    CONTEXT_NOW,
     BUDGET_OF_STEP,
     BUDGET,
     LAYOUT,
@@ -109,9 +115,6 @@ TARGETS = (
     OBSERVE,
     PREFILL,
     STATE,
-    _planner("DSparkVerifyPlanner.compute_budget_sync", "confidence", "prefix_lens",
-             "req_pool_indices"),
-    _planner("DSparkVerifyPlanner.prepare_verify_budget", "batch", "future_map"),
     _planner("HostConfidenceBudgetPlanner._shift_to_lag", *_RELAYED, code=True),
     _planner("HostConfidenceBudgetPlanner._two_steps_prior_survival", "lagged_confidence",
              "lagged_generation", "current_generation", code=True),

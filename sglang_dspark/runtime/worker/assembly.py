@@ -25,6 +25,7 @@ from sglang_dspark.runtime.step_log import StepLog
 from sglang_dspark.runtime.step_parts import header_of
 from sglang_dspark.runtime.worker import control
 from sglang_dspark.runtime.worker.planning import StepPlanner
+from sglang_dspark.runtime.worker.urgency import UrgencyReader
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -125,7 +126,7 @@ def labels_of(server_args: Any, ranks: Mapping[str, Any]) -> dict[str, Any]:
 
 def assemble(
     drafter: Any, *, max_requests: int, pool_size: int, ranks: Mapping[str, Any]
-) -> tuple[StepPlanner, Observers]:
+) -> tuple[StepPlanner, UrgencyReader, Observers]:
     """The policy's side of a worker; ``ValueError`` when settings do not fit the drafter."""
     settings = Settings.from_environment()
     deployed = check(
@@ -139,4 +140,10 @@ def assemble(
     )
     planner = StepPlanner(deployed.planner, pool_size)
     observers.control = control.install(planner)
-    return planner, observers
+    server_args = get_global_server_args()
+    urgency = UrgencyReader(
+        deployed.planner,
+        by_priority=server_args.enable_priority_scheduling,
+        low_first=server_args.schedule_low_priority_values_first,
+    )
+    return planner, urgency, observers

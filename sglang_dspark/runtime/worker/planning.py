@@ -8,10 +8,12 @@ Shapes: R requests in the step, K draft positions, P rows of SGLang's request po
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
-from sglang_dspark.core.memory import ConfidenceMemory
+from sglang_dspark.core.memory import ConfidenceMemory, PrefillRate
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Bools, Floats, Ints, VerifyPlan
@@ -24,14 +26,19 @@ class StepPlanner:
     def __init__(self, planner: Planner, pool_size: int) -> None:
         self.planner = planner
         self._memory = ConfidenceMemory(pool_size, planner.gamma)
+        self._note_P = np.full(pool_size, np.nan)
         self._drafts_P = np.ones(pool_size, dtype=np.bool_)
+        self._drafts_new = not isinstance(planner.policy, NoSpeculation)
+        self._prefills = PrefillRate()
         self.forced_length: int | None = None
         """Verify this many drafts of each request, whatever the policy says; set by ``control``."""
 
     def begin(self, pool_R: npt.NDArray[np.int64]) -> None:
-        """These slots start a request: forget what was there."""
+        """A prefill step starts requests, or goes on with them, in these slots: forget the rest."""
         self._memory.forget(pool_R)
-        self._drafts_P[pool_R] = not isinstance(self.planner.policy, NoSpeculation)
+        self._note_P[pool_R] = np.nan
+        self._drafts_P[pool_R] = self._drafts_new
+        self._prefills.prefill()
 
     def drafts(self, pool_R: npt.NDArray[np.int64]) -> Bools:
         """Which of these requests the last plan wants a draft for."""
@@ -60,6 +67,8 @@ class StepPlanner:
             context_tokens=context_tokens_R,
             slo_slack_s=urgency.slo_slack_s,
             priority=urgency.priority,
+            note=self._note_P[pool_R],
+            prefills_per_step=self._prefills.step(),
         )
         plan, degraded = self.planner.plan(state), ""
         if self.forced_length is not None:
@@ -67,20 +76,22 @@ class StepPlanner:
             degraded = "length was forced"
         if broken.any():
             plan = verify_everything(plan, drafted, self.planner.gamma)
+            plan = dataclasses.replace(plan, note=np.where(broken, state.note, plan.note))
             degraded = "confidences were NaN"
         return state, plan, degraded
 
     def remember(self, pool_R: npt.NDArray[np.int64], plan: VerifyPlan) -> None:
-        """The plan that is carried out: it says who is drafted for next."""
+        """The plan that is carried out: it says who is drafted for next, newcomers included."""
         self._drafts_P[pool_R] = plan.draft_next
+        self._drafts_new = bool(plan.draft_next.any())
+        self._note_P[pool_R] = plan.note if plan.note.size else np.nan
 
 
 def verify_everything(plan: VerifyPlan, drafted: Bools, gamma: int) -> VerifyPlan:
     """The plan with every drafted token in it; predictions are the policy's no more."""
-    return VerifyPlan(
+    return dataclasses.replace(
+        plan,
         lengths=np.where(drafted, gamma, 0).astype(np.int64),
         draft_next=np.ones_like(plan.draft_next),
-        predicted_step_s=plan.predicted_step_s,
-        expected_tokens=plan.expected_tokens,
         stop_reason="fixed",
     )

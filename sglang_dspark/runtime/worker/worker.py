@@ -26,7 +26,7 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from sglang_dspark.core.state import BatchState, VerifyPlan
-from sglang_dspark.runtime.kernels.head import DraftBlock, RowChoice, draft_block
+from sglang_dspark.runtime.kernels.head import DraftBlock, draft_block
 from sglang_dspark.runtime.records import StepRecord
 from sglang_dspark.runtime.worker import forwards
 from sglang_dspark.runtime.worker.algorithm import draft_arguments
@@ -112,7 +112,7 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
             req_to_token_pool=req_to_token_pool,
             token_to_kv_pool_allocator=token_to_kv_pool_allocator,
         )
-        self.planning, self.observers = assemble(
+        self.planning, self.urgency, self.observers = assemble(
             self.drafter,
             max_requests=self.model_runner.max_running_requests,
             pool_size=self.model_runner.req_to_token_pool.req_to_token.shape[0],
@@ -200,13 +200,8 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
         wanted = self.planning.drafts(step.pool)
         if wanted.all():
             return self._draft_rows(step.anchors_R, step.pool_R, step.prefix_R, step.batch, choice)
-        block = DraftBlock(
-            tokens_RK=torch.zeros(requests, self.gamma, dtype=torch.int64, device=device),
-            weights_RKV=torch.zeros(
-                requests, self.gamma, self.drafter.vocab_size if wanted.any() else 1, device=device
-            ),
-            confidence_RK=torch.full((requests, self.gamma), -torch.inf, device=device),
-        )
+        vocab_size = self.drafter.vocab_size if wanted.any() else 1
+        block = DraftBlock.nothing(requests, self.gamma, vocab_size=vocab_size, device=device)
         if wanted.any():
             picked = torch.from_numpy(np.flatnonzero(wanted)).to(device)
             part = self._draft_rows(
@@ -214,12 +209,10 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
                 step.pool_R[picked],
                 step.prefix_R[picked],
                 step.batch,
-                _of(choice, picked),
+                choice.of(picked),
                 picked.cpu(),
             )
-            block.tokens_RK[picked] = part.tokens_RK
-            block.weights_RKV[picked] = part.weights_RKV
-            block.confidence_RK[picked] = part.confidence_RK
+            block.fill(picked, part)
         return block
 
     def plan(self, step: Round, block: DraftBlock) -> tuple[BatchState, VerifyPlan, str, Rows]:
@@ -228,10 +221,13 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
         if group.world_size > 1:
             group.broadcast(block.tokens_RK, src=0)
             group.broadcast(block.confidence_RK, src=0)
+        logits_RK = block.confidence_RK.double().cpu().numpy()
+        context_R = step.batch.seq_lens_cpu.numpy().astype(np.int64)
         state, plan, degraded = self.planning.plan(
             pool_R=step.pool,
-            logits_RK=block.confidence_RK.double().cpu().numpy(),
-            context_tokens_R=step.batch.seq_lens_cpu.numpy().astype(np.int64),
+            logits_RK=logits_RK,
+            context_tokens_R=context_R,
+            urgency=self.urgency.read(step.batch.reqs, context_R),
         )
         if group.world_size > 1:
             plan = _rank_0s(plan, group)
@@ -390,12 +386,6 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
             )
 
         self.pending.append(record)
-
-
-def _of(choice: RowChoice, picked: Tensor) -> RowChoice:
-    """The choice for some of the requests."""
-    columns = {name: value for name, value in vars(choice).items() if value is not None}
-    return RowChoice(**{name: value[picked] for name, value in columns.items()})
 
 
 def _rank_0s(plan: VerifyPlan, group: Any) -> VerifyPlan:
