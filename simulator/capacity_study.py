@@ -33,7 +33,7 @@ from simulator.metrics import batch_interval, measure, met_slo, paired_differenc
 from simulator.mistakes import MISTAKES, Mistake, believes, mistaken
 from simulator.scenario import Outcome, Scenario
 from simulator.study import Run, warm_up
-from simulator.sweep_standin import sweep
+from simulator.sweep import sweep
 
 Answer = dict[str, Any]
 
