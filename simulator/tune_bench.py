@@ -5,7 +5,7 @@ Owns the common random numbers and what a trial is. Knows no search and no verdi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sglang_dspark.core.cost import CostModel
 from sglang_dspark.core.policy import PolicyFile
-from simulator.acceptance import AcceptanceProfile
-from simulator.config import EngineConfig
 from simulator.fleet import simulate
+from simulator.mistakes import Mistake, mistaken
 from simulator.scenario import Scenario
-from simulator.sensitivity import DriftedProfile
 from simulator.slo import Slo
 from simulator.sweep import advance, sweep
 from simulator.windows import Judged, Window, judge_window
@@ -37,6 +34,8 @@ class Load:
     """Arrivals this many times as fast as in the trace."""
     concurrency: int | None = None
     """Closed loop with so many clients instead."""
+    single: bool = False
+    """At one replica alone, whatever the fleet."""
 
     @property
     def label(self) -> str:
@@ -46,27 +45,7 @@ class Load:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """What differs between what a policy believes and what is."""
-
-    verify_factor: float = 1.0
-    """Believed over true seconds of a target forward."""
-    logit_shift: float = 0.0
-    """Drift of raw confidence logits: z reads factor z + shift."""
-    logit_factor: float = 1.0
-
-    @property
-    def label(self) -> str:
-        """As the report calls it."""
-        if self.verify_factor != 1.0:
-            return f"verify costs x{self.verify_factor:g} in the table"
-        if self.logit_shift:
-            return f"confidence logits {self.logit_shift:+g}"
-        return f"confidence logits x{self.logit_factor:g}"
-
-
-TRUE_WORLD = World()
+NO_MISTAKE = Mistake(label="right")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,45 +57,42 @@ class Trial:
     load: Load
     draw: int = 0
     """Which random numbers: trials with the same window and draw share them."""
-    world: World = TRUE_WORLD
+    mistake: Mistake = NO_MISTAKE
+    """What the policy is told wrongly."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Setting:
     """What all trials share."""
 
+    base: Scenario
+    """The whole trace; a trial changes its window, policy, load and random numbers."""
     windows: tuple[Window, ...]
-    cost_model: CostModel
-    beliefs: Mapping[float, CostModel] = field(default_factory=dict)
-    """Stale cost models by their ``verify_factor``."""
-    acceptance: AcceptanceProfile
-    engine: EngineConfig
-    replicas: int
     slo: Slo
-    seed: int
 
     def scenario(self, trial: Trial) -> Scenario:
         """The trial as a simulation."""
-        world = trial.world
-        acceptance = self.acceptance
-        if (world.logit_shift, world.logit_factor) != (0.0, 1.0):
-            acceptance = DriftedProfile(
-                base=acceptance, shift=world.logit_shift, factor=world.logit_factor
+        base = self.base
+        if trial.load.single:
+            base = Scenario(
+                trace=base.trace,
+                cost_model=base.cost_model,
+                acceptance=base.acceptance,
+                policy=base.policy,
+                engine=base.engine,
+                seed=base.seed,
             )
         # Draws are addressed by a request's place in its window: windows must not share a seed.
-        place = self.seed * len(self.windows) + trial.window
-        return Scenario(
+        place = base.seed * len(self.windows) + trial.window
+        changed = replace(
+            base,
             trace=self.windows[trial.window].trace,
-            cost_model=self.cost_model,
-            acceptance=acceptance,
             policy=replace(trial.policy, note=""),
-            engine=self.engine,
-            belief=None if world.verify_factor == 1.0 else self.beliefs[world.verify_factor],
-            replicas=self.replicas,
             rate_factor=trial.load.rate,
             concurrency=trial.load.concurrency,
             seed=place * _SEEDS_PER_WINDOW + trial.draw,
         )
+        return changed if trial.mistake == NO_MISTAKE else mistaken(changed, trial.mistake)
 
 
 def run_trial(setting: Setting, trial: Trial) -> Judged:
@@ -174,11 +150,11 @@ class Bench:
         windows: Sequence[int],
         *,
         draws: Sequence[int] = (0,),
-        world: World = TRUE_WORLD,
+        mistake: Mistake = NO_MISTAKE,
     ) -> list[Trial]:
         """All combinations, the last argument fastest."""
         return [
-            Trial(policy=policy, window=window, load=load, draw=draw, world=world)
+            Trial(policy=policy, window=window, load=load, draw=draw, mistake=mistake)
             for policy in policies
             for load in loads
             for window in windows
@@ -192,10 +168,10 @@ class Bench:
         windows: Sequence[int],
         *,
         draws: Sequence[int] = (0,),
-        world: World = TRUE_WORLD,
+        mistake: Mistake = NO_MISTAKE,
     ) -> list[dict[str, Floats]]:
         """Per policy: [L, W] of every figure of ``Judged``, the mean over ``draws``."""
-        rows = self.judge(self.trials(policies, loads, windows, draws=draws, world=world))
+        rows = self.judge(self.trials(policies, loads, windows, draws=draws, mistake=mistake))
         shape = (len(policies), len(loads), len(windows), len(draws))
         tables = {
             name: np.array([getattr(row, name) for row in rows]).reshape(shape).mean(axis=3)

@@ -11,22 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sglang_dspark.core.policy import PolicyFile
-from simulator.tune_bench import TRUE_WORLD, Bench, Floats, Load, World
+from simulator.mistakes import MISTAKES, Mistake
+from simulator.tune_bench import NO_MISTAKE, Bench, Floats, Load
 from simulator.tune_search import ATTAINMENT_SLACK
 from simulator.windows import Gain, gain
 
 REGRET_LIMIT = 0.02
 """Share of throughput that may be lost at low load to the best of the other policies."""
 LOW_LOADS = (1, 2, 4)
-"""Clients."""
-STALE_FACTORS = (0.8, 1.2)
-"""Believed over true verify costs."""
-DRIFTS = (
-    World(logit_shift=-0.5),
-    World(logit_shift=0.5),
-    World(logit_factor=0.8),
-    World(logit_factor=1.25),
-)
+"""Clients of one replica."""
 _DRAWS = range(1, 4)  # the search has draw 0
 _FEW_DRAWS = range(1, 2)
 _FIGURES = ("throughput", "goodput", "attainment", "speed")
@@ -47,7 +40,7 @@ class Examination:
     """To the current policy, at the load where most is lost."""
     low_load: list[dict[str, Any]]
     """Per number of clients: throughput, the best other policy, regret."""
-    worlds: list[dict[str, Any]]
+    mistakes: list[dict[str, Any]]
     """Per wrong belief: the gain over the current policy there."""
 
     @property
@@ -76,8 +69,8 @@ class Examination:
             )
         if first.mean > 0:
             reasons += [
-                f"With {row['belief']} the gain turns into a loss: {row['mean']:+.2%}."
-                for row in self.worlds
+                f"With {row['mistake']} the gain turns into a loss: {row['mean']:+.2%}."
+                for row in self.mistakes
                 if row["mean"] < 0
             ]
         return reasons
@@ -104,10 +97,10 @@ class Guard:
 
     def most_trials(self) -> int:
         """No more than so many simulations."""
-        worlds = 2 * (len(STALE_FACTORS) + len(DRIFTS)) * len(_FEW_DRAWS)
+        mistaken = 2 * len(MISTAKES) * len(_FEW_DRAWS)
         judged = (1 + len(self.incumbents)) * len(_DRAWS)
         low = (1 + len(self.incumbents) + len(self.low_load_others)) * len(LOW_LOADS)
-        return ((judged + worlds) * len(self.loads) + low) * len(self.windows)
+        return ((judged + mistaken) * len(self.loads) + low) * len(self.windows)
 
     def examine(self, tuned: PolicyFile) -> Examination:
         """Judge ``tuned`` on the held-out windows."""
@@ -133,18 +126,18 @@ class Guard:
             rows=rows,
             attainment_lost=float(lost.max()),
             low_load=self._low_load(tuned),
-            worlds=self._worlds(tuned),
+            mistakes=self._mistakes(tuned),
         )
 
     def _figures(
-        self, policies: Sequence[PolicyFile], world: World = TRUE_WORLD
+        self, policies: Sequence[PolicyFile], mistake: Mistake = NO_MISTAKE
     ) -> list[dict[str, Floats]]:
-        draws = _DRAWS if world is TRUE_WORLD else _FEW_DRAWS
-        return self.bench.figures(policies, self.loads, self.windows, draws=draws, world=world)
+        draws = _DRAWS if mistake == NO_MISTAKE else _FEW_DRAWS
+        return self.bench.figures(policies, self.loads, self.windows, draws=draws, mistake=mistake)
 
     def _low_load(self, tuned: PolicyFile) -> list[dict[str, Any]]:
         others = {**self.incumbents, **self.low_load_others}
-        loads = [Load(concurrency=clients) for clients in LOW_LOADS]
+        loads = [Load(concurrency=clients, single=True) for clients in LOW_LOADS]
         found = self.bench.figures([tuned, *others.values()], loads, self.windows, draws=_FEW_DRAWS)
         tok_s = [figures["throughput"].mean(axis=1) for figures in found]
         rows = []
@@ -161,13 +154,13 @@ class Guard:
             )
         return rows
 
-    def _worlds(self, tuned: PolicyFile) -> list[dict[str, Any]]:
+    def _mistakes(self, tuned: PolicyFile) -> list[dict[str, Any]]:
         current = next(iter(self.incumbents.values()))
         rows = []
-        for world in (*(World(verify_factor=f) for f in STALE_FACTORS), *DRIFTS):
-            ours, theirs = self._figures([tuned, current], world)
+        for mistake in MISTAKES:
+            ours, theirs = self._figures([tuned, current], mistake)
             found = gain(ours[self.objective], theirs[self.objective])
-            rows.append({"belief": world.label} | rounded(found))
+            rows.append({"mistake": mistake.label} | rounded(found))
         return rows
 
 

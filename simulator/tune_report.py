@@ -35,14 +35,14 @@ def format_summary(summary: dict[str, Any]) -> str:
     for name, found in summary["gains"].items():
         shown = found["low"] > 0 or found["high"] < 0
         lines.append(f"  over {name}: {_interval(found)}" + ("" if shown else ", within noise"))
-    lines.append("At low load:")
+    lines.append("At low load, one replica:")
     lines += [
         f"  concurrency {row['concurrency']}: {row['output_tok_s']:.0f} tok/s, best other "
         f"{row['best_other']} {row['best_other_tok_s']:.0f}, regret {row['regret']:.2%}"
         for row in summary["low_load"]
     ]
     lines.append(f"Gain over {summary['current']} when what it believes is wrong:")
-    lines += [f"  {row['belief']}: {_interval(row)}" for row in summary["beliefs"]]
+    lines += [f"  {row['mistake']}: {_interval(row)}" for row in summary["mistakes"]]
     return "\n".join([*lines, "", *_verdict(summary)])
 
 

@@ -17,6 +17,7 @@ from scipy.stats import qmc
 
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.policy import POLICIES, PolicyFile
+from simulator.slo import Slo
 
 _DRAWS_PER_AXIS = 14
 _DIGITS = 3  # of a found parameter: what lies below does not show in any figure
@@ -54,6 +55,8 @@ class Axis:
 TEMPERATURE = Axis(name="temperature", low=0.5, high=2.0, log=True)
 """Common to all positions, on top of the current calibration; 1 leaves that as it is."""
 
+_FROM_SLO = "as the SLO bounds it"
+
 SPACE: tuple[tuple[str, dict[str, Any], tuple[Axis, ...]], ...] = (
     ("none", {}, ()),
     ("fixed", {}, (Axis(name="length", low=1, high=64, whole=True),)),
@@ -65,7 +68,7 @@ SPACE: tuple[tuple[str, dict[str, Any], tuple[Axis, ...]], ...] = (
     ("sglang", {"table": "additive"}, (TEMPERATURE,)),
     (
         "goodput",
-        {},
+        {"ttft_ms": _FROM_SLO, "tpot_ms": _FROM_SLO},
         (
             Axis(name="min_gain", low=0.001, high=0.5, log=True),
             Axis(name="probe_rounds", low=2, high=256, log=True, whole=True),
@@ -92,7 +95,7 @@ class Family:
     @property
     def name(self) -> str:
         """The policy and what is held."""
-        return ":".join([self.policy, *map(str, self.held.values())])
+        return ":".join([self.policy, *(v for v in self.held.values() if isinstance(v, str))])
 
     def build(self, unit: Sequence[float]) -> PolicyFile:
         """The candidate at a point of the unit cube."""
@@ -145,7 +148,7 @@ def describe(file: PolicyFile) -> str:
     return f"{name}, temperature {low if low == high else f'{low} to {high}'}"
 
 
-def families(names: Sequence[str], gamma: int, calibration: Calibration) -> list[Family]:
+def families(names: Sequence[str], gamma: int, calibration: Calibration, slo: Slo) -> list[Family]:
     """The families of the policies ``names`` (all where empty), for drafts of ``gamma`` tokens.
 
     ``ValueError`` for a name that is not in the space.
@@ -166,7 +169,15 @@ def families(names: Sequence[str], gamma: int, calibration: Calibration) -> list
         ]
         found.append(
             Family(
-                policy=policy, held=held, axes=tuple(bound), gamma=gamma, calibration=calibration
+                policy=policy,
+                held={
+                    name: getattr(slo, name) if value is _FROM_SLO else value
+                    for name, value in held.items()
+                    if name in fields
+                },
+                axes=tuple(bound),
+                gamma=gamma,
+                calibration=calibration,
             )
         )
     return found

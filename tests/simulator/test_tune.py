@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay_scenes import PROFILE, cost_model, trace
+from replay_scenes import cost_model, scenario, trace
 
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.cost import CostModel
 from sglang_dspark.core.planner import compile_policy
 from sglang_dspark.core.policy import POLICIES, PolicyFile, load_policy, parse_policy
-from simulator.config import EngineConfig
 from simulator.slo import PRESETS
 from simulator.tune import main
 from simulator.tune_bench import Bench, Load, Setting
@@ -32,7 +31,7 @@ from simulator.tune_space import SPACE, Axis, families
 from simulator.windows import Gain, cut_windows, split
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = families([], 7, Calibration())
+FAMILIES = families([], 7, Calibration(), PRESETS["interactive"])
 
 
 @pytest.mark.law
@@ -74,24 +73,21 @@ def test_the_space_holds_every_policy_there_is_and_every_policy_s_defaults() -> 
 @pytest.mark.example
 def test_a_temperature_is_applied_on_top_of_the_current_calibration() -> None:
     base = Calibration(temperatures=(1.0, 2.0), biases=(0.1, 0.2))
-    (family,) = families(["global"], 2, base)
+    (family,) = families(["global"], 2, base, PRESETS["interactive"])
     assert family.build(family.default).calibration == base
     found = family.build((1.0,)).calibration
     assert found.temperatures == (2.0, 4.0)
     assert found.biases == base.biases
 
 
-def setting(model: CostModel | None = None, n: int = 400, **changes: Any) -> Setting:
-    parts: dict[str, Any] = {
-        "windows": cut_windows(trace(n, rate=20)),
-        "cost_model": model or cost_model(),
-        "acceptance": PROFILE,
-        "engine": EngineConfig(),
-        "replicas": 1,
-        "slo": PRESETS["interactive"],
-        "seed": 0,
-    }
-    return Setting(**(parts | changes))
+def setting(model: CostModel | None = None, seed: int = 0) -> Setting:
+    requests = trace(400, rate=20)
+    changes = {"cost_model": model or cost_model(), "seed": seed}
+    return Setting(
+        base=scenario("fixed", requests, **changes),
+        windows=cut_windows(requests),
+        slo=PRESETS["interactive"],
+    )
 
 
 def search(
@@ -100,7 +96,7 @@ def search(
 ) -> Search:  # fmt: skip
     return Search(
         bench=Bench(setting=setting(model)),
-        families=families(names, 7, Calibration()),
+        families=families(names, 7, Calibration(), PRESETS["interactive"]),
         current=parse_policy(current),
         objective=objective,
         loads=[load or Load(concurrency=8)],
@@ -178,7 +174,7 @@ GOOD: dict[str, Any] = {
         {"concurrency": 1, "regret": 0.019, "best_other": "fixed"},
         {"concurrency": 4, "regret": 0.0, "best_other": "none"},
     ],
-    "worlds": [{"belief": "confidence logits -0.5", "mean": 0.001}],
+    "mistakes": [{"mistake": "confidence logits -0.5", "mean": 0.001}],
 }
 
 
@@ -206,8 +202,8 @@ def test_the_guard_is_silent_where_nothing_speaks_against_a_rollout() -> None:
             ["concurrency 2 it loses 2.1%", "fixed", "2%"],
         ),
         (
-            {"worlds": [{"belief": "verify costs x1.2 in the table", "mean": -0.004}]},
-            ["x1.2", "turns into a loss", "-0.40%"],
+            {"mistakes": [{"mistake": "growth of step cost +20 %", "mean": -0.004}]},
+            ["step cost +20 %", "turns into a loss", "-0.40%"],
         ),
     ],
 )
@@ -225,12 +221,7 @@ def test_the_guard_refuses_plain_decoding_that_pays_only_under_load() -> None:
         "tokens": [1, 16, 17, 4096], "seconds": [0.01, 0.01, 0.2, 20.0], "between": "linear",
         "origin": "analytic",
     }  # fmt: skip
-    bench = Bench(
-        setting=setting(
-            cost_model(table=table),
-            beliefs={0.8: cost_model(table=table), 1.2: cost_model(table=table)},
-        )
-    )
+    bench = Bench(setting=setting(cost_model(table=table)))
     guard = Guard(
         bench=bench, incumbents={"fixed": parse_policy("fixed")}, low_load_others={},
         objective="throughput", loads=[Load(concurrency=16)], windows=split(6)[1],
@@ -254,7 +245,7 @@ def test_windows_and_draws_have_seeds_of_their_own() -> None:
     file = parse_policy("global")
     trials = guard.bench.trials([file], [Load()], range(6), draws=range(3))
     assert len({made.scenario(trial).seed for trial in trials}) == 18
-    other = dataclasses.replace(made, seed=1)
+    other = setting(seed=1)
     assert {made.scenario(t).seed for t in trials}.isdisjoint(
         other.scenario(t).seed for t in trials
     )
@@ -342,7 +333,7 @@ def test_the_policy_file_loads_and_says_where_it_came_from(
     assert summary["load"] == []
     assert bool(summary["reasons"]) == (not summary["roll_out"])
     printed = capsys.readouterr().out
-    for part in ("Tuned:", "over sglang:", "At low load:", "confidence logits x1.25", "ROLL OUT"):
+    for part in ("Tuned:", "over sglang:", "At low load", "confidence logits × 1.25", "ROLL OUT"):
         assert part in printed
 
 
