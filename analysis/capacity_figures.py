@@ -53,7 +53,7 @@ def _goal(report: dict[str, Any]) -> str:
 def _fleet(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     fleets = report["fleets"]
     priced = report["cost_per_gpu_hour"] is not None
-    offered = [fleet["offered_req_s"] or fleet["rate"] for fleet in fleets]
+    offered = [fleet["offered_req_s"] for fleet in fleets]
 
     def per_fleet(key: str) -> dict[str, tuple[Sequence[float], Sequence[float | None]]]:
         return {
@@ -164,8 +164,7 @@ def _draw_accepted(
 
 def _load(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
     loads, slo = report["loads"], report["slo"]
-    xs = [x if x is not None else share for x, share in zip(
-        loads["replica_req_s"], loads["shares"], strict=True)]  # fmt: skip
+    xs = loads["replica_req_s"]
 
     def values(read: Any) -> dict[str, tuple[Sequence[float], Sequence[float | None]]]:
         return {one.label: (xs, [read(row) for row in loads["policies"][one.label]])

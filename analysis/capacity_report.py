@@ -43,6 +43,7 @@ def build_report(
     """
     scenario = inquiry.runs[0].scenario
     offered = offered_rate(scenario)
+    assert offered is not None  # the inquiry has refused a trace without a rate
     model = study.cost_model
     slo = inquiry.goal.slo
     report: dict[str, Any] = {
@@ -69,17 +70,17 @@ def build_report(
         "fleets": [
             {
                 "rate": rate,
-                "offered_req_s": offered and offered * rate,
-                "lasts_s": offered and (len(study.trace) - 1) / (offered * rate),
+                "offered_req_s": offered * rate,
+                "lasts_s": (len(study.trace) - 1) / (offered * rate),
                 "policies": {
-                    label: _fleet(sizes[i], offered and offered * rate, study, price)
+                    label: _fleet(sizes[i], offered * rate, study, price)
                     for label, sizes in findings.sizes.items()
                 },
             }
             for i, rate in enumerate(inquiry.rates)
         ],
         "loads": {
-            "replica_req_s": [offered and offered * rate for rate in findings.load_rates],
+            "replica_req_s": [offered * rate for rate in findings.load_rates],
             "shares": list(LOADS),
             "policies": findings.loads,
         },
@@ -90,7 +91,7 @@ def build_report(
         "crossovers": _crossovers(inquiry.concurrencies, findings.closed),
         "low_load_regret": _regrets(inquiry.concurrencies, findings.closed),
         "point": {
-            "replica_req_s": offered and offered * findings.point_rate,
+            "replica_req_s": offered * findings.point_rate,
             "rate": findings.point_rate,
             "quantiles": list(QUANTILES),
             "policies": findings.point,
@@ -131,9 +132,9 @@ def _assumed(acceptance: Any) -> list[str]:
     return [entry.figure for entry in entries if entry.origin == "assumed"]
 
 
-def _traffic(found: Answer, offered: float | None, gpus: int) -> dict[str, Any]:
+def _traffic(found: Answer, offered: float, gpus: int) -> dict[str, Any]:
     rate, capacity = found["rate_factor"], found["capacity_req_s"]
-    held = rate * offered if rate and offered else None
+    held = rate * offered if rate else None
     return {
         "rate": rate,
         "misses_at_rate": found["misses_at"],
@@ -145,7 +146,7 @@ def _traffic(found: Answer, offered: float | None, gpus: int) -> dict[str, Any]:
 
 
 def _fleet(
-    found: Answer, offered_req_s: float | None, study: Study, price: float | None
+    found: Answer, offered_req_s: float, study: Study, price: float | None
 ) -> dict[str, Any]:
     """A fleet of the size found. What a token costs is what the fleet costs over what is sent.
 
@@ -171,7 +172,7 @@ def _fleet(
         "cost_per_mtok": None,
         "kwh_per_mtok": None,
     }
-    if size and offered_req_s:
+    if size:
         mtok_h = offered_req_s * at["generated_tokens"] / len(study.trace) * 3600 / 1e6
         fleet["gpu_hours_per_mtok"] = size * model.gpus / mtok_h
         if price is not None:

@@ -87,8 +87,9 @@ def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
             ],
         }
     gpus = report["cost_model"]["gpus"]
+    least = "" if report["traffic"][chosen]["misses_at_rate"] else "at least "
     sentences = [
-        f"One replica ({count(gpus, 'GPU')}) holds {number(held)} requests/s under it, with "
+        f"One replica ({count(gpus, 'GPU')}) holds {least}{number(held)} requests/s under it, with "
         f"{objective(report)}.{_closest(report)}"
     ]
     for fleet in (report["fleets"][0], report["fleets"][-1])[: len(report["fleets"])]:
@@ -243,18 +244,20 @@ def limits_in_words(report: dict[str, Any]) -> list[str]:
             f"Of acceptance profile {report['acceptance']}, {_listed(report['assumed_acceptance'])}"
             " are assumed; replay your own step logs (--acceptance LOG.parquet) where you can."
         )
+    held = report["traffic"][report["chosen"]]
+    if held["rate"] is not None and held["misses_at_rate"] is None:
+        said.append("This trace is too short to saturate a replica: it may hold more than is said.")
     return said + _lost(report)
 
 
 def _shortest(report: dict[str, Any]) -> str:
     last = report["fleets"][-1]
     taken_ms = last["policies"][report["chosen"]]["e2e_ms_p50"]
-    if last["lasts_s"] is None or taken_ms is None:
-        return "All requests of this trace arrive at once."
-    return (
-        f"At ×{number(last['rate'])} the trace lasts {number(last['lasts_s'])} s, "
-        f"{number(1e3 * last['lasts_s'] / taken_ms, 2)} times as long as its median request."
-    )
+    lasts = f"At ×{number(last['rate'])} the trace lasts {number(last['lasts_s'])} s"
+    if not taken_ms:
+        return f"{lasts}."
+    times = number(1e3 * last["lasts_s"] / taken_ms, 2)
+    return f"{lasts}, {times} times as long as its median request."
 
 
 def _lost(report: dict[str, Any]) -> list[str]:

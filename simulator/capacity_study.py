@@ -204,6 +204,11 @@ class Inquiry:
         for rate in self.rates:
             if not (math.isfinite(rate) and rate > 0):
                 raise ValueError(f"rate {rate:g} must be a finite number above 0")
+        if offered_rate(self.runs[0].scenario) is None:
+            raise ValueError(
+                f"{self.runs[0].scenario.trace.path}: all requests arrive at once, so there is no "
+                "traffic to size a fleet for; give a trace whose arrivals take time"
+            )
 
     @property
     def concurrencies(self) -> tuple[int, ...]:
@@ -349,7 +354,8 @@ def _half_saturated(inquiry: Inquiry, traffic: dict[str, Answer]) -> float:
     """Where nothing is held, the report looks at half the rate that saturates a replica."""
     capacity = max((one["capacity_req_s"] or 0.0) for one in traffic.values())
     offered = offered_rate(inquiry.runs[0].scenario)
-    return 0.5 * capacity / offered if capacity and offered else 1.0
+    assert offered is not None
+    return 0.5 * capacity / offered if capacity else 1.0
 
 
 def _by_policy(runs: Sequence[Run], found: Sequence[Answer]) -> dict[str, list[Answer]]:

@@ -67,6 +67,37 @@ def test_a_wrong_request_gets_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.example
+def test_a_trace_without_a_rate_is_no_traffic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = [
+        Request(request_id=f"r{i}", arrival_s=1.0, prompt_tokens=20, output_tokens=5)
+        for i in range(3)
+    ]
+    path = tmp_path / "burst.jsonl"
+    write_trace(path, requests, source="test", command="none", seed=5)
+    before = sorted(tmp_path.iterdir())
+    assert capacity.main([str(path), "-o", str(tmp_path / "out")]) == 2
+    assert "all requests arrive at once" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.example
+def test_a_trace_too_short_to_tell_says_at_least(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tmp_path / "tuned <b>&.json"
+    policy.write_text('{"schema_version": 1, "policy": "global", "parameters": {}}')
+    flags = ["--policy", "none", "--policy-file", str(policy), "--rate", "1", "--jobs", "1"]
+    assert capacity.main([str(trace), *flags, "-o", str(tmp_path / "out")]) == 0
+    assert "holds at least 64 requests/s" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "too short to saturate" in page
+    assert "tuned &lt;b&gt;&amp;" in page  # whatever a file is called is text
+    assert "<b>" not in page
+
+
+@pytest.mark.example
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_cannot_be_written_is_found_before_the_work(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
