@@ -7,18 +7,23 @@ from pathlib import Path
 import pytest
 from servers import Nursery, dspark_arguments
 from serving_client import Job, serve, server_info
-from serving_scenes import Greedy, Pair, greedy_sampling, write_costs
+from serving_scenes import Greedy, Pair, greedy_sampling, write_costs, write_goodput
 
 PROMPTS, NEW_TOKENS = 16, 24
 
 
 @pytest.mark.example
+@pytest.mark.parametrize("policy", ["global", "goodput"])
 def test_two_ranks_answer_as_one(
-    pair: Pair, nursery: Nursery, greedy: Greedy, tmp_path: Path
+    policy: str, pair: Pair, nursery: Nursery, greedy: Greedy, tmp_path: Path
 ) -> None:
-    costs = write_costs(tmp_path / "costs.json", token_share=0.05, requests=8)
+    if policy == "goodput":  # whose slack is by a clock of each rank's own
+        file, costs = write_goodput(tmp_path, requests=8)
+        policy = str(file)
+    else:
+        costs = write_costs(tmp_path / "costs.json", token_share=0.05, requests=8)
     arguments = dspark_arguments(
-        pair.target_folder, pair.drafter_folder, policy="global", cost_model=costs
+        pair.target_folder, pair.drafter_folder, policy=policy, cost_model=costs
     )
     jobs = [
         Job(prompt=prompt, sampling=greedy_sampling(NEW_TOKENS))
