@@ -1,4 +1,4 @@
-r"""The README's figure: six policies from light load to saturation on a published cost model.
+r"""The README's figure: seven policies from light load to saturation on a published cost model.
 
     python benchmarks/readme_figure.py
 

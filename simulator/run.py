@@ -37,7 +37,7 @@ def _parser() -> Parser:
         "--policy",
         action="append",
         metavar="NAME[:PARAMETER]|FILE",
-        help="policy to replay; repeat to compare (default: all six)",
+        help="policy to replay; repeat to compare (default: all seven)",
     )
     parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
     parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")

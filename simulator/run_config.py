@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sglang_dspark.core.cost import CostModel, load_cost_model
-from sglang_dspark.core.policy import parse_policy, policy_label
+from sglang_dspark.core.policy import POLICIES, parse_policy, policy_label
 from sglang_dspark.files import read_record
 from simulator.acceptance import DEFAULT_PROFILE, load_acceptance
 from simulator.config import EngineConfig
@@ -21,7 +21,7 @@ from simulator.slo import bounds_s, parse_slo
 from simulator.study import Run
 from traces import Trace, load_trace
 
-DEFAULT_POLICIES = ("none", "fixed", "threshold", "early_stop", "global", "sglang")
+DEFAULT_POLICIES = tuple(POLICIES)
 DEFAULT_COST_MODEL = "h200-qwen3-14b-analytic"
 
 

@@ -18,7 +18,7 @@ import pytest
 from simulator.run import main
 
 ROOT = Path(__file__).resolve().parents[2]
-POLICIES = ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang"]
+POLICIES = ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang", "goodput"]
 FILES = ["config.json", "requests.parquet", "steps.parquet", "summary.json"]
 
 
@@ -35,18 +35,18 @@ def trace(tmp_path: Path) -> Path:
 
 
 @pytest.mark.example
-def test_the_default_run_compares_six_policies(
+def test_the_default_run_compares_every_policy(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert main([str(trace), "--out", str(out), "--jobs", "1", "--check"]) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[4:10]] == POLICIES
+    assert [line.split()[0] for line in printed.splitlines()[4 : 4 + len(POLICIES)]] == POLICIES
     assert "below saturation" in printed
     assert "*" in printed
     assert sorted(p.name for p in out.iterdir()) == FILES
     requests = pq.read_table(out / "requests.parquet")
-    assert requests.num_rows == 6 * 150
+    assert requests.num_rows == len(POLICIES) * 150
     assert set(requests["status"].to_pylist()) == {"completed"}
     steps = pq.read_table(out / "steps.parquet")
     assert set(steps["policy"].to_pylist()) == set(POLICIES)
