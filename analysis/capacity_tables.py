@@ -130,7 +130,7 @@ def fleets(report: dict[str, Any]) -> Table:
                 )
             )
     return Table(
-        title="Every fleet",
+        title="Size, load, latencies and cost by rate and policy",
         head=(
             "rate",
             "policy",

@@ -143,7 +143,7 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     if report["traffic"][chosen]["replica_req_s"] is None:
         return said
     said.append(
-        f"It is the policy whose replica holds the most traffic; of those within "
+        f"Named is the policy whose replica holds the most traffic; of those within "
         f"{percent(TOLERANCE, 0)} % of it, the "
         "one with the most throughput in a full batch."
     )
