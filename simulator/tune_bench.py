@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet import simulate
@@ -19,9 +18,7 @@ from simulator.mistakes import Mistake, mistaken
 from simulator.scenario import Scenario
 from simulator.slo import Slo
 from simulator.sweep import advance, sweep
-from simulator.windows import Judged, Window, judge_window
-
-Floats = npt.NDArray[np.float64]
+from simulator.windows import Figures, Judged, Window, judge_window
 
 _SEEDS_PER_WINDOW = 1000
 
@@ -169,12 +166,16 @@ class Bench:
         *,
         draws: Sequence[int] = (0,),
         mistake: Mistake = NO_MISTAKE,
-    ) -> list[dict[str, Floats]]:
-        """Per policy: [L, W] of every figure of ``Judged``, the mean over ``draws``."""
+    ) -> list[Figures]:
+        """Per policy the figures, their means over ``draws``; rates as all by all seconds."""
         rows = self.judge(self.trials(policies, loads, windows, draws=draws, mistake=mistake))
         shape = (len(policies), len(loads), len(windows), len(draws))
-        tables = {
-            name: np.array([getattr(row, name) for row in rows]).reshape(shape).mean(axis=3)
-            for name in ("throughput", "goodput", "speed", "attainment")
+        columns = {
+            name: np.array([getattr(row, name) for row in rows]).reshape(shape)
+            for name in ("length_s", "throughput", "goodput", "speed", "attainment")
         }
+        weight = columns["length_s"] / columns["length_s"].mean(axis=3, keepdims=True)
+        for name in ("throughput", "goodput"):
+            columns[name] = columns[name] * weight
+        tables = {name: column.mean(axis=3) for name, column in columns.items()}
         return [{name: table[i] for name, table in tables.items()} for i in range(len(policies))]

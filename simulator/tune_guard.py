@@ -12,9 +12,9 @@ from typing import Any
 
 from sglang_dspark.core.policy import PolicyFile
 from simulator.mistakes import MISTAKES, Mistake
-from simulator.tune_bench import NO_MISTAKE, Bench, Floats, Load
+from simulator.tune_bench import NO_MISTAKE, Bench, Load
 from simulator.tune_search import ATTAINMENT_SLACK
-from simulator.windows import Gain, gain
+from simulator.windows import Figures, Gain, gain, overall
 
 REGRET_LIMIT = 0.02
 """Share of throughput that may be lost at low load to the best of the other policies."""
@@ -108,17 +108,14 @@ class Guard:
         figures = dict(zip(policies, self._figures(list(policies.values())), strict=True))
         ours = figures["tuned"]
         current = figures[next(iter(self.incumbents))]
-        gains = {
-            name: gain(ours[self.objective], figures[name][self.objective])
-            for name in self.incumbents
-        }
+        gains = {name: gain(ours, figures[name], self.objective) for name in self.incumbents}
         rows = [
             {"load": load.label, "policy": name}
-            | {f: round(float(figures[name][f][i].mean()), 6) for f in _FIGURES}
+            | {f: round(float(overall(figures[name], f)[i]), 6) for f in _FIGURES}
             for i, load in enumerate(self.loads)
             for name in policies
         ]
-        lost = current["attainment"].mean(axis=1) - ours["attainment"].mean(axis=1)
+        lost = overall(current, "attainment") - overall(ours, "attainment")
         return Examination(
             objective=self.objective,
             windows=len(self.windows),
@@ -131,7 +128,7 @@ class Guard:
 
     def _figures(
         self, policies: Sequence[PolicyFile], mistake: Mistake = NO_MISTAKE
-    ) -> list[dict[str, Floats]]:
+    ) -> list[Figures]:
         draws = _DRAWS if mistake == NO_MISTAKE else _FEW_DRAWS
         return self.bench.figures(policies, self.loads, self.windows, draws=draws, mistake=mistake)
 
@@ -139,7 +136,7 @@ class Guard:
         others = {**self.incumbents, **self.low_load_others}
         loads = [Load(concurrency=clients, single=True) for clients in LOW_LOADS]
         found = self.bench.figures([tuned, *others.values()], loads, self.windows, draws=_FEW_DRAWS)
-        tok_s = [figures["throughput"].mean(axis=1) for figures in found]
+        tok_s = [overall(figures, "throughput") for figures in found]
         rows = []
         for i, clients in enumerate(LOW_LOADS):
             best, name = max((tok_s[j + 1][i], -j) for j in range(len(others)))
@@ -159,7 +156,7 @@ class Guard:
         rows = []
         for mistake in MISTAKES:
             ours, theirs = self._figures([tuned, current], mistake)
-            found = gain(ours[self.objective], theirs[self.objective])
+            found = gain(ours, theirs, self.objective)
             rows.append({"mistake": mistake.label} | rounded(found))
         return rows
 

@@ -14,8 +14,9 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 
 from sglang_dspark.core.policy import PolicyFile
-from simulator.tune_bench import Bench, Floats, Load
+from simulator.tune_bench import Bench, Load
 from simulator.tune_space import Family
+from simulator.windows import Figures, overall, ratio
 
 OBJECTIVES = ("throughput", "goodput", "speed")
 ATTAINMENT_SLACK = 0.002
@@ -41,20 +42,14 @@ class Score:
     """Per-user speed over the current policy's, which settles ties."""
 
 
-def score(objective: str, ours: dict[str, Floats], current: dict[str, Floats]) -> Score:
-    """How good ``ours`` [L, W] are beside ``current``; goodput holds its constraint by itself."""
-    speed = _ratio(ours["speed"], current["speed"])
+def score(objective: str, ours: Figures, current: Figures) -> Score:
+    """How good ``ours`` are beside ``current``; goodput holds its constraint by itself."""
+    speed = ratio(ours, current, "speed")
     if objective != "goodput":
-        lost = current["attainment"].mean(axis=1) - ours["attainment"].mean(axis=1)
-        if lost.max() > ATTAINMENT_SLACK:
-            return Score(False, -float(lost.max()), speed)
-    return Score(True, _ratio(ours[objective], current[objective]), speed)
-
-
-def _ratio(ours: Floats, theirs: Floats) -> float:
-    """Mean over loads of the ratio of means over windows; theirs 0 counts as 1."""
-    scale = theirs.mean(axis=1)
-    return float((ours.mean(axis=1) / np.where(scale > 0, scale, 1.0)).mean())
+        lost = float((overall(current, "attainment") - overall(ours, "attainment")).max())
+        if lost > ATTAINMENT_SLACK:
+            return Score(False, -lost, speed)
+    return Score(True, ratio(ours, current, objective), speed)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -7,7 +7,7 @@ four figures read from it and the confidence interval of a gain over windows. Kn
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,8 @@ def split(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class Judged:
     """One window under one policy, lead-in and tail left out."""
 
+    length_s: float
+    """Seconds from the window's first arrival to its end."""
     throughput: float
     """Output tokens per second."""
     goodput: float
@@ -125,6 +127,7 @@ def judge_window(outcome: Outcome, window: Window, slo: Slo) -> Judged:
     tpot = tpot[~np.isnan(tpot)]
     state = np.concatenate([memory.state for memory in outcome.memories])
     return Judged(
+        length_s=length_s,
         throughput=_emitted(requests, start_s, end_s) / length_s,
         goodput=float(met[judged].sum()) / length_s,
         speed=float(np.median(1.0 / tpot)) if tpot.size else 0.0,
@@ -149,15 +152,47 @@ class Gain:
         return self.low > 0
 
 
-def gain(ours: Floats, theirs: Floats) -> Gain:
-    """[L, W] figures at L loads in W windows, paired by window: the mean gain over loads.
+Figures = Mapping[str, Floats]
+"""[L, W] of each figure of ``Judged`` at L loads in W windows."""
 
-    The differences of each load are divided by theirs' mean there, averaged over loads, and their
-    mean over windows gets Student's t with W - 1 degrees of freedom.
+_RATES = ("throughput", "goodput")
+
+
+def _amounts(figures: Figures, name: str) -> tuple[Floats, Floats]:
+    """What is counted in each window and what it is divided by: seconds, or windows."""
+    if name in _RATES:
+        return figures[name] * figures["length_s"], figures["length_s"]
+    return figures[name], np.ones_like(figures[name])
+
+
+def overall(figures: Figures, name: str) -> Floats:
+    """[L] the figure over all windows: all tokens by all seconds, or the mean of windows."""
+    amount, base = _amounts(figures, name)
+    return amount.sum(axis=1) / base.sum(axis=1)
+
+
+def ratio(ours: Figures, theirs: Figures, name: str) -> float:
+    """Ours over theirs, geometric mean over loads; 1 + ours where theirs is 0."""
+    mine, other = overall(ours, name), overall(theirs, name)
+    quotient = np.where(other > 0, mine / np.where(other > 0, other, 1.0), 1.0 + mine)
+    return float(np.exp(np.log(np.maximum(quotient, 1e-12)).mean()))
+
+
+def gain(ours: Figures, theirs: Figures, name: str) -> Gain:
+    """``ratio`` - 1 with its interval, paired by window.
+
+    A window moves the logarithm of the ratio by d = u_ours - u_theirs with u = (amount - R base) /
+    (R mean base) and R the overall figure (the ratio estimator's linearisation), averaged over
+    loads. The d get Student's t with W - 1 degrees of freedom. Windows that are busy under either
+    policy add nothing: where ours is the same factor of theirs everywhere, the interval is a point.
     """
-    scale = theirs.mean(axis=1, keepdims=True)
-    relative = ((ours - theirs) / np.where(scale > 0, scale, 1.0)).mean(axis=0)
-    mean = float(relative.mean())
-    spread = float(relative.std(ddof=1)) / math.sqrt(relative.size)
-    half = float(stats.t.ppf(0.975, relative.size - 1)) * spread
-    return Gain(mean=mean, low=mean - half, high=mean + half)
+    moved = []
+    for figures in (ours, theirs):
+        amount, base = _amounts(figures, name)
+        rate = overall(figures, name)[:, None]
+        scale = np.where(rate > 0, rate, 1.0) * base.mean(axis=1, keepdims=True)
+        moved.append((amount - rate * base) / scale)
+    d = (moved[0] - moved[1]).mean(axis=0)
+    half = float(stats.t.ppf(0.975, d.size - 1)) * float(d.std(ddof=1)) / math.sqrt(d.size)
+    mean = ratio(ours, theirs, name)
+    return Gain(mean=mean - 1, low=mean * math.exp(-half) - 1, high=mean * math.exp(half) - 1)
