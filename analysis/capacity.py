@@ -63,6 +63,9 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--cost-per-gpu-hour", type=float, metavar="X", help="in any currency")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
+    )
     parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="of the report")
     return parser
 
@@ -73,6 +76,11 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     if source.is_dir():
         read_results(source)  # its sentence for a folder that is no result
         config = load_run_config(source / "config.json")
+        if config.fleet.pools:
+            raise ValueError(
+                f"{source}/config.json: capacity counts equal replicas and cannot size 'pools'; "
+                "give a result folder of one pool, or a trace"
+            )
         config = dataclasses.replace(config, replicas=1, rate=1.0, concurrency=(), provenance={})
     else:
         config = RunConfig(trace=arguments.source)
@@ -97,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
 
 
-def _asked(inquiry: Inquiry, jobs: int, journal: Path) -> Findings:
+def _asked(inquiry: Inquiry, jobs: int, ray: str | None, journal: Path) -> Findings:
     """The simulations, with a progress bar."""
     with (
         tqdm(total=inquiry.questions, unit="question", desc="compiling, once", leave=False) as bar,
@@ -109,7 +117,7 @@ def _asked(inquiry: Inquiry, jobs: int, journal: Path) -> Findings:
             bar.set_description_str("simulating", refresh=False)
             bar.update(done - bar.n)
 
-        return ask(inquiry, jobs=jobs, journal=journal, on_done=on_done)
+        return ask(inquiry, jobs=jobs, ray=ray, journal=journal, on_done=on_done)
 
 
 def _outside(study: Study, findings: Findings) -> None:
@@ -161,7 +169,7 @@ def _reported(
 ) -> dict[str, Any]:
     """The record, simulated; ``notes`` gains what there is to warn of."""
     try:
-        findings = _asked(inquiry, arguments.jobs, journal)
+        findings = _asked(inquiry, arguments.jobs, arguments.ray, journal)
     except KeyboardInterrupt:
         if journal.exists():
             print(f"analysis.capacity: what is done is in {journal}; the same command goes on",

@@ -260,10 +260,14 @@ def ask(
     inquiry: Inquiry,
     *,
     jobs: int = 1,
+    ray: str | None = None,
     journal: Path | None = None,
     on_done: Callable[[int], None] = lambda finished: None,
 ) -> Findings:
-    """All simulations of a report. ``KeyboardInterrupt`` when cut short; ``journal`` resumes."""
+    """All simulations of a report; ``jobs``, ``ray`` and ``journal`` as ``sweep`` takes them.
+
+    ``KeyboardInterrupt`` when cut short.
+    """
     runs, goal = inquiry.runs, inquiry.goal
     warm_up(runs[0].scenario)
     before = 0
@@ -271,7 +275,12 @@ def ask(
     def answers(questions: Sequence[Question]) -> list[Answer]:
         nonlocal before
         found, interrupted = sweep(
-            questions, answer, jobs=jobs, journal=journal, on_done=lambda n: on_done(before + n)
+            questions,
+            answer,
+            jobs=jobs,
+            ray=ray,
+            journal=journal,
+            on_done=lambda n: on_done(before + n),
         )
         if interrupted:
             raise KeyboardInterrupt
