@@ -45,8 +45,7 @@ CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUANTILES = tuple(np.linspace(0.0, 1.0, 201).tolist())
 _NEAR_FULL = 4
 """Place in ``LOADS`` of a replica that is all but full."""
-_REQUESTS_PER_CLIENT = 16
-_LEAST_REQUESTS = 320
+_CLOSED_REQUESTS = 4096
 
 
 class Question(Protocol):
@@ -250,9 +249,8 @@ class Findings:
 
 
 def closed_loop(scenario: Scenario, clients: int) -> Scenario:
-    """The beginning of the trace, sent by so many clients."""
-    requests = max(_LEAST_REQUESTS, _REQUESTS_PER_CLIENT * clients)
-    part = scenario.trace.head(min(requests, len(scenario.trace)))
+    """The beginning of the trace, sent by so many clients; the same requests for every number."""
+    part = scenario.trace.head(min(_CLOSED_REQUESTS, len(scenario.trace)))
     return replace(scenario, trace=part, concurrency=clients, rate_factor=1.0)
 
 
