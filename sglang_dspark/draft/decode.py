@@ -139,6 +139,7 @@ class _Batch:
         self.memory = ConfidenceMemory(count, self.gamma)
         """Confidences of earlier rounds."""
         self.drafts_next = np.ones(count, dtype=bool)
+        self.notes = np.full(count, np.nan)
         self.steps = np.zeros(count, dtype=np.int64)
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self.log: list[tuple[Any, ...]] = []
@@ -274,6 +275,7 @@ class _Batch:
             logits=draft.logits_RK,
             stale_logits=stale,
             stale_age=stale_age,
+            note=self.notes[rows],
             context_tokens=self.index[self.rows].numpy(),
         )
 
@@ -318,6 +320,7 @@ class _Batch:
         self.log.append((live, self.steps[live], draft.logits_RK, plan.lengths, accepted.numpy()))
         self.steps[live] += 1
         self.drafts_next[live] = plan.draft_next
+        self.notes[live] = plan.note if plan.note.size else np.nan
         self.index[rows] += accepted + 1
         self.cache.crop(rows=rows.tolist(), lengths=self.index[rows].tolist())
         self._extend_context(captured_RTC, tokens_RT, accepted + 1)

@@ -238,10 +238,12 @@ def write_costs(
 PROBE_ROUNDS = 6
 
 
-def write_goodput(folder: Path, *, requests: int) -> tuple[Path, Path]:
-    """(policy.json, cost model): ``goodput`` that weighs all it can, where drafting is dear.
+def write_goodput(
+    folder: Path, *, requests: int, token_share: float = 0.1, draft_share: float = 0.1
+) -> tuple[Path, Path]:
+    """(policy.json, cost model): ``goodput`` that weighs all it can, and what drafting costs.
 
-    Drafting pays for some requests and not for others; contexts slow a step down.
+    Contexts slow a step down.
     """
     policy = Goodput(
         probe_rounds=PROBE_ROUNDS,
@@ -253,9 +255,9 @@ def write_goodput(folder: Path, *, requests: int) -> tuple[Path, Path]:
     save_policy(folder / "policy.json", PolicyFile(policy=policy))
     costs = write_costs(
         folder / "dear-drafts.json",
-        token_share=0.1,
+        token_share=token_share,
         requests=requests,
-        draft_share=1.0,
+        draft_share=draft_share,
         context_share=0.001,
     )
     return folder / "policy.json", costs

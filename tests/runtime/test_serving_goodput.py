@@ -28,8 +28,8 @@ from sglang_dspark.runtime.step_log import read
 CONCURRENCY = 16
 
 
-def arguments_of(pair: Pair, folder: Path) -> list[str]:
-    policy, costs = write_goodput(folder, requests=CONCURRENCY)
+def arguments_of(pair: Pair, folder: Path, **shares: float) -> list[str]:
+    policy, costs = write_goodput(folder, requests=CONCURRENCY, **shares)
     arguments = dspark_arguments(
         pair.target_folder,
         pair.drafter_folder,
@@ -42,18 +42,18 @@ def arguments_of(pair: Pair, folder: Path) -> list[str]:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize(("left_out", "draft_share"), [("some", 0.1), ("all", 1.0)])
 def test_who_is_not_drafted_for_gets_plain_decodings_tokens(
-    overlap: bool, pair: Pair, nursery: Nursery, greedy: Greedy, tmp_path: Path
+    left_out: str, draft_share: float, pair: Pair, nursery: Nursery, greedy: Greedy, tmp_path: Path
 ) -> None:
     jobs = [
         Job(prompt=prompt, sampling=greedy_sampling(64), extra={"priority": number % 3})
         for number, prompt in enumerate(greedy.prompts[:80])
     ]
-    more = [] if overlap else ["--disable-overlap-schedule"]
-    with nursery.start(
-        [*arguments_of(pair, tmp_path), *more], patch="serving_patches:quick_step_log"
-    ) as server:
+    arguments = arguments_of(pair, tmp_path, draft_share=draft_share)
+    if left_out == "all":
+        arguments = [*arguments, "--disable-overlap-schedule"]
+    with nursery.start(arguments, patch="serving_patches:quick_step_log") as server:
         outcomes = serve(server.url, jobs, concurrency=CONCURRENCY)
         assert [outcome.tokens for outcome in outcomes] == greedy.answers[:80]
         told = server_info(server.url)["internal_states"][0]["dspark"]
@@ -64,10 +64,11 @@ def test_who_is_not_drafted_for_gets_plain_decodings_tokens(
     records = list(read(tmp_path / "steps"))
     found = Drafting.of(records)
     print(found)
-    assert min(found.everyone, found.some, found.nobody) >= 1
-    assert found.some > 20
-    assert found.probes > 50
-    assert 1 < found.longest_wait <= PROBE_ROUNDS
+    assert (found.some if left_out == "some" else found.nobody) > 50
+    assert found.everyone > 5
+    assert found.probes > 20
+    # Where nobody is drafted for, all are probed together, four times as late.
+    assert 1 < found.longest_wait <= PROBE_ROUNDS * (4 if found.nobody else 1)
     assert contexts_follow(records) > 500
     urgent = {outcome.meta["id"]: outcome.job.extra["priority"] for outcome in outcomes}
     for record in records:  # SGLang's own health check gives none
@@ -87,7 +88,8 @@ def test_skipped_drafts_leave_sampled_tokens_distributed_as_the_target_samples(
     evidence, drafting = Evidence(Sampling()), []
     prompts, answers, new_tokens = pair.crossroads(8), 60, 24
     body = {"temperature": 1.0, "max_new_tokens": new_tokens, "ignore_eos": True}
-    for name, one in (("trained", pair), ("bent", bent)):
+    # Dear tokens leave the better drafter out now and then, the worse one a little in every step.
+    for name, one, token_share in (("trained", pair, 0.1), ("bent", bent, 0.3)):
         folder = tmp_path / name
         folder.mkdir()
         jobs = [
@@ -96,7 +98,8 @@ def test_skipped_drafts_leave_sampled_tokens_distributed_as_the_target_samples(
             for number in range(answers)
         ]
         with nursery.start(
-            arguments_of(one, folder), patch="serving_patches:quick_step_log"
+            arguments_of(one, folder, token_share=token_share),
+            patch="serving_patches:quick_step_log",
         ) as server:
             outcomes = serve(server.url, jobs, concurrency=CONCURRENCY)
             assert replayed(folder / "steps").different == 0
@@ -108,5 +111,5 @@ def test_skipped_drafts_leave_sampled_tokens_distributed_as_the_target_samples(
     print({view: float(f"{p:.3g}") for view, p in found.items()}, evidence.tokens, drafting)
     assert evidence.tokens >= 20_000
     assert evidence.open_places.sum() > 1_000
-    assert all(one.some > one.everyone for one in drafting)
+    assert min(one.some for one in drafting) > 20
     assert min(found.values()) > LEAST, found
