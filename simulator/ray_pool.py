@@ -41,8 +41,17 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _cluster(ray: Any, address: str, jobs: int) -> Iterator[None]:
-    """Connected to the cluster at ``address``, or to one of ``jobs`` workers started here."""
+def connected(address: str | None, jobs: int) -> Iterator[None]:
+    """Sweeps within the block share one connection to the cluster at ``address``.
+
+    ``local`` starts a cluster of ``jobs`` workers for as long as the block lasts. Nothing happens
+    without an address, or within another such block.
+    """
+    ray = _load_ray() if address is not None else None
+    if ray is None or ray.is_initialized():
+        yield
+        return
+    assert address is not None
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address == LOCAL:
         settings |= {"address": LOCAL, "num_cpus": jobs, "include_dashboard": False}
@@ -96,7 +105,7 @@ def run_on_ray(
 ) -> None:
     """Do the points ``left``; ``finish`` takes each result. What runs at ``stop`` is dropped."""
     ray = _load_ray()
-    with _cluster(ray, address, jobs):
+    with connected(address, jobs):
         # Within a list, so that a worker fetches the points once and not for every task.
         held = [ray.put((list(points), work))]
         number = held[0].hex()

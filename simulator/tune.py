@@ -23,6 +23,7 @@ from tqdm import tqdm
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.policy import parse_policy, save_policy
 from sglang_dspark.files import make_folder, write_json
+from simulator.ray_pool import connected
 from simulator.run import numbers
 from simulator.study import warm_up
 from simulator.tune_bench import Bench
@@ -118,6 +119,7 @@ def _command(arguments: argparse.Namespace) -> int:
     with (
         tqdm(unit="run", desc="compiling, once", leave=False) as bar,
         warnings.catch_warnings(),
+        connected(arguments.ray, arguments.jobs),
     ):
         warnings.simplefilter("ignore")  # loading the task has warned already
 
