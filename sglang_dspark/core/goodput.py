@@ -35,8 +35,9 @@ from sglang_dspark.core.cost_tables import (
 )
 from sglang_dspark.core.state import Bools, Floats, Ints
 
-LEAST_WEIGHT = 0.125
-"""No request is worth so little that it stands still."""
+LEAST_WEIGHT = 0.25
+"""What tokens are worth to every request that is far from its pace: all such are equal, so that
+where nobody is in danger nothing is given up for anybody."""
 
 PREFILL_MEMORY = 1 / 32
 """Weight of the newest decode step in ``prefills_per_step``: an engine keeps the average."""
@@ -87,7 +88,7 @@ def fill_weights(
     """Write ``out[:R]``: what a token of each request is worth, in [``LEAST_WEIGHT``, 1].
 
     1 for a request on the pace of its SLO. The further it is from it the less can a token change:
-    1 / (1 + slack_weight * a / 16) for one that is a tokens ahead, a / 32 for one that is behind;
+    1 / (1 + slack_weight * a / 8) for one that is a tokens ahead, a / 32 for one that is behind;
     times exp(-priority_weight) for each level of priority below the highest.
     """
     rows = out.size
@@ -98,7 +99,7 @@ def fill_weights(
         weight = 1.0
         if slack_weight > 0.0:
             ahead = slack_s[r] / tpot_bound_s
-            weight /= 1.0 + slack_weight * max(ahead / 16.0, -ahead / 32.0)
+            weight /= 1.0 + slack_weight * max(ahead / 8.0, -ahead / 32.0)
         if priority_weight > 0.0:
             weight *= np.exp(-priority_weight * (highest - priority[r]))
         out[r] = max(weight, LEAST_WEIGHT)
