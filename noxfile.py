@@ -22,8 +22,8 @@ def checks(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The core, the traces, the simulator and the analysis."""
-    session.install("-e", ".[test]")
+    """The core, the traces, the simulator and the analysis; one test starts a Ray cluster."""
+    session.install("-e", ".[test,cluster]")
     session.run(
         "pytest",
         "-n",
