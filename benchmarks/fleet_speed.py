@@ -11,7 +11,6 @@ router runs in a process of its own; building the trace counts, compilation does
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from replay_speed import processor
+from provenance import provenance
 
 from sglang_dspark.core.cost import load_cost_model
 from sglang_dspark.core.policy import parse_policy
@@ -107,14 +106,7 @@ def main() -> None:
     for router in ROUTERS:
         rows.append(run_apart(router, REQUESTS))
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
-    )
-    result = {
-        "command": "python benchmarks/fleet_speed.py",
-        "commit": commit.stdout.strip(),
-        "hardware": f"{platform.machine()}, {processor()}",
-        "python": platform.python_version(),
+    result = provenance("python benchmarks/fleet_speed.py") | {
         "cost_model": COST_MODEL,
         "policy": "global",
         "rate_per_replica_req_s": RATE_PER_REPLICA,

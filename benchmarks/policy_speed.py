@@ -15,10 +15,7 @@ too. Compilation is not counted. Writes ``benchmarks/results/policy_speed.json``
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +24,7 @@ from pathlib import Path
 os.environ.update(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 import numpy as np
+from provenance import hardware, provenance
 
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.compiled import compiled
@@ -201,23 +199,6 @@ def measure_batch(requests: int, repeats: int) -> dict[str, dict[str, float]]:
     return columns
 
 
-def _first_line(command: list[str]) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def cpu_name() -> str:
-    """As the kernel calls it, with its number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, one thread used"
-
-
 def main() -> None:
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=2000, help="calls per column")
@@ -226,8 +207,7 @@ def main() -> None:
     if arguments.repeats < 100:
         raise ValueError(f"--repeats {arguments.repeats} must be at least 100 for a percentile")
     measured = {requests: measure_batch(requests, arguments.repeats) for requests in REQUESTS}
-    hardware = cpu_name()
-    print(f"{hardware}; gamma {GAMMA}, {PROBES} probes, p10 microseconds of a decision")
+    print(f"{hardware()}; one thread, gamma {GAMMA}, {PROBES} probes, p10 microseconds")
     print(f"{'':18}" + "".join(f"{f'R={requests}':>9}" for requests in REQUESTS))
     for column in measured[REQUESTS[0]]:
         row = "".join(f"{measured[requests][column]['p10_us']:9.1f}" for requests in REQUESTS)
@@ -235,12 +215,8 @@ def main() -> None:
     make_folder(arguments.out.parent)
     write_json(
         arguments.out,
-        {
-            "command": "python benchmarks/policy_speed.py " + " ".join(sys.argv[1:]),
-            "commit": _first_line(["git", "rev-parse", "--short", "HEAD"]),
-            "date": datetime.date.today().isoformat(),
-            "hardware": hardware,
-            "python": platform.python_version(),
+        provenance(" ".join(["python benchmarks/policy_speed.py", *sys.argv[1:]]))
+        | {
             "gamma": GAMMA,
             "probes": PROBES,
             "repeats": arguments.repeats,

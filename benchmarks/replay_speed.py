@@ -12,7 +12,6 @@ because other work on the machine can only slow a run down. Writes
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from provenance import provenance
 
 from sglang_dspark.core.cost import load_cost_model
 from sglang_dspark.core.policy import parse_policy
@@ -114,29 +114,13 @@ def main() -> None:
     for policy, requests in CASES:
         rows.append(run_apart(policy, requests))
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
-    )
-    result = {
-        "command": "python benchmarks/replay_speed.py",
-        "commit": commit.stdout.strip(),
-        "hardware": f"{platform.machine()}, {processor()}",
-        "python": platform.python_version(),
+    result = provenance("python benchmarks/replay_speed.py") | {
         "cost_model": COST_MODEL,
         "lengths": lengths()[0],
         "rate_req_s": RATE,
         "cases": rows,
     }
     write_json(make_folder(ROOT / "benchmarks" / "results") / "replay_speed.json", result)
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    return next((li.split(":")[1].strip() for li in text.splitlines() if "model name" in li), "")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
+from provenance import commit, hardware
 from tqdm import tqdm
 from validation_basics import acceptance, queues, twin
 from validation_paper import MODELS, paper_model
@@ -34,21 +34,6 @@ PUBLISHED = HERE / "published_serving.json"
 TWIN = HERE / "results" / "digital_twin.json"
 OUT = HERE / "results" / "validation.json"
 DIGITS = 6
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":")[1].strip() for line in text.splitlines() if "model name" in line)
-    return next(names, "")
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
 def rounded(value: Any) -> Any:
@@ -71,8 +56,8 @@ def validation() -> Validation:
         return Validation(
             schema_version=1,
             command="python benchmarks/validation.py",
-            commit=_commit(),
-            hardware=f"{platform.machine()}, {processor()}",
+            commit=commit(),
+            hardware=hardware(),
             python=platform.python_version(),
             frontier=frontier(records, tick),
             paper=[paper_model(records, key, tick) for key in MODELS],
