@@ -227,12 +227,11 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
 
 
 @compiled
-def _circumstances(
-    memory: Memory, policy: PolicyTables, requests: int, context_tokens: float
-) -> Circumstances:
-    """What ``goodput`` sees of the step beside survivals; stale scratch for the other policies."""
+def _look_around(memory: Memory, policy: PolicyTables) -> None:
+    """Fill in what ``goodput`` sees of each running request beside its survivals."""
     state = memory.state[0]
-    for i in range(requests if policy.code == GOODPUT else 0):
+    requests = state.running
+    for i in range(requests):
         request = memory.requests[memory.running[i]]
         memory.note[i] = request.note
         memory.priority[i] = request.priority
@@ -243,23 +242,29 @@ def _circumstances(
             state.now_s - request.first_token_s,
             request.generated,
         )
-    weight = memory.weight[:requests]
-    if policy.code == GOODPUT:
-        fill_weights(
-            memory.slack_s[:requests],
-            memory.priority[:requests],
-            policy.tpot_s,
-            policy.slack_weight,
-            policy.priority_weight,
-            weight,
-        )
-    return Circumstances(
-        memory.stale_age[:requests],
-        memory.note[:requests],
-        weight,
-        context_tokens,
-        state.prefills_per_step,
+    fill_weights(
+        memory.slack_s[:requests],
+        memory.priority[:requests],
+        policy.tpot_s,
+        policy.slack_weight,
+        policy.priority_weight,
+        memory.weight[:requests],
     )
+
+
+@compiled
+def _take_choice(memory: Memory, work: Workspace) -> int:
+    """Remember for whom the next step drafts, and the notes; return for how many this one did."""
+    state = memory.state[0]
+    drafted = 0
+    state.drafts_new = 0
+    for i in range(state.running):
+        request = memory.requests[memory.running[i]]
+        drafted += request.drafts
+        request.drafts = work.draft_next[i]
+        request.note = work.notes[i]
+        state.drafts_new |= request.drafts
+    return drafted
 
 
 @compiled
@@ -278,21 +283,23 @@ def plan_and_time(
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
     state.prefills_since = 0
     room = available_pages(memory, engine) * engine.page_tokens
-    around = _circumstances(memory, policy, requests, float(context_tokens))
+    if policy.code == GOODPUT:
+        _look_around(memory, policy)
+    around = Circumstances(
+        memory.stale_age,
+        memory.note,
+        memory.weight,
+        float(context_tokens),
+        state.prefills_per_step,
+    )
     predicted_s, expected, reason = decide(
         policy, belief, memory.survival[:requests], memory.stale[:requests], around, room, work
     )
     tokens = requests
-    drafted = 0
-    drafts_new = 0
     for i in range(requests):
         tokens += work.lengths[i]
-        request = memory.requests[memory.running[i]]
-        drafted += request.drafts
-        request.drafts = work.draft_next[i]
-        request.note = work.notes[i]
-        drafts_new |= request.drafts
-    state.drafts_new = drafts_new
-    drafted = 0 if policy.code == 0 else drafted
+    drafted = 0 if policy.code == 0 else requests
+    if policy.code == GOODPUT:
+        drafted = _take_choice(memory, work)
     step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context_tokens))
     return tokens, step_s, predicted_s, expected, reason

@@ -296,8 +296,10 @@ def decide(
     kv_room_tokens: int,
     work: Workspace,
 ) -> tuple[float, float, int]:
-    """Write ``lengths``, ``draft_next`` and ``notes`` [:R] of ``work``; return (predicted step
-    seconds, expected tokens, stop reason).
+    """Write ``work.lengths[:R]``; return (predicted step seconds, expected tokens, stop reason).
+
+    ``goodput`` also writes ``work.draft_next[:R]`` and ``work.notes[:R]``; under the others all are
+    drafted for, or none, and nothing is noted.
 
     ``survival`` [R, K] is current, ``stale_survival`` [R, K] older, ones where there is no history.
     ``global``, ``sglang`` and ``goodput`` read the stale one, for the budget alone; the ranking is
@@ -306,8 +308,6 @@ def decide(
     rows, columns = survival.shape
     lengths = work.lengths
     lengths[:rows] = 0
-    work.draft_next[:rows] = policy.code != 0
-    work.notes[:rows] = np.nan
     room = max(kv_room_tokens - rows, 0)
     reason = EXHAUSTED
     step_s = np.nan

@@ -48,7 +48,7 @@ _AT_ONCE = 16
 
 
 class Circumstances(NamedTuple):
-    """What a step is like beside its survivals; only ``goodput`` looks."""
+    """What a step is like beside its survivals; only ``goodput`` looks. Arrays may be longer."""
 
     stale_age: Ints
     """[R] steps since the stale row was drafted; 0 where there is none."""

@@ -182,10 +182,13 @@ class Planner:
             state.kv_room_tokens,
             self._work,
         )
+        chooses = isinstance(self.policy, Goodput) and rows > 0
         return VerifyPlan(
             lengths=self._work.lengths[:rows].copy(),
-            draft_next=self._work.draft_next[:rows].copy(),
-            note=self._work.notes[:rows].copy(),
+            draft_next=self._work.draft_next[:rows].copy()
+            if chooses
+            else np.full(rows, not isinstance(self.policy, NoSpeculation)),
+            note=self._work.notes[:rows].copy() if chooses else np.full(rows, np.nan),
             predicted_step_s=step_s,
             expected_tokens=expected,
             stop_reason=STOP_REASONS[reason],
