@@ -182,13 +182,14 @@ class Planner:
             state.kv_room_tokens,
             self._work,
         )
-        chooses = isinstance(self.policy, Goodput) and rows > 0
+        draft_next = np.full(rows, not isinstance(self.policy, NoSpeculation))
+        note = np.full(rows, np.nan)
+        if isinstance(self.policy, Goodput):
+            draft_next[:], note[:] = self._work.draft_next[:rows], self._work.notes[:rows]
         return VerifyPlan(
             lengths=self._work.lengths[:rows].copy(),
-            draft_next=self._work.draft_next[:rows].copy()
-            if chooses
-            else np.full(rows, not isinstance(self.policy, NoSpeculation)),
-            note=self._work.notes[:rows].copy() if chooses else np.full(rows, np.nan),
+            draft_next=draft_next,
+            note=note,
             predicted_step_s=step_s,
             expected_tokens=expected,
             stop_reason=STOP_REASONS[reason],
