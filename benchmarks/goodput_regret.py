@@ -156,7 +156,7 @@ def compare(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "throughput_gain": round(rows[PLAIN]["output_tok_s"] / rows[best]["output_tok_s"] - 1, 5),
         "best_goodput": best_goodput,
         "goodput_gain": round(paced, 5) if compared else None,
-        "goodput_interval": [round(paced - half, 5), round(paced + half, 5)],
+        "goodput_interval": [round(paced - half, 5), round(paced + half, 5)] if compared else None,
         "attainment": rows[PACED]["attainment"],
         "attainment_of_best": rows[best_goodput]["attainment"],
     }
