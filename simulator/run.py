@@ -26,7 +26,7 @@ from simulator.fleet_config import ROUTERS
 from simulator.metrics import paired_difference
 from simulator.report import format_table, format_verdicts
 from simulator.results import ResultFolder
-from simulator.run_config import RunConfig, Study, load_run_config, load_study, with_flags
+from simulator.run_config import RunConfig, Study, first_config, load_study, with_flags
 from simulator.study import RunResult, perform
 
 
@@ -72,12 +72,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def _configure(arguments: argparse.Namespace) -> RunConfig:
-    if arguments.config:
-        config = load_run_config(arguments.config)
-    elif arguments.trace:
-        config = RunConfig(trace=arguments.trace)
-    else:
-        raise ValueError("no trace given; name one, for example traces/chat.jsonl")
+    config = first_config(arguments.config, arguments.trace)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
     fleet = arguments.router and replace(config.fleet, router=arguments.router)

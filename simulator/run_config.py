@@ -69,6 +69,15 @@ def load_run_config(path: str | Path) -> RunConfig:
     return read_record(path, RunConfig)
 
 
+def first_config(config_file: str | None, trace: str | None) -> RunConfig:
+    """What a command begins from: its ``--config`` file, or else the trace and the defaults."""
+    if config_file:
+        return load_run_config(config_file)
+    if trace:
+        return RunConfig(trace=trace)
+    raise ValueError("no trace given; name one, for example traces/chat.jsonl")
+
+
 def label_of(text: str) -> str:
     """How results call a policy: its canonical name, or the stem of its file."""
     if text.endswith(".json") or "/" in text:

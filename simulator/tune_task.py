@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sglang_dspark.core.policy import PolicyFile, parse_policy
-from simulator.run_config import RunConfig, label_of, load_run_config, load_study, with_flags
+from simulator.run_config import RunConfig, first_config, label_of, load_study, with_flags
 from simulator.scenario import Scenario
 from simulator.tune_bench import Load, Setting
 from simulator.tune_space import Family, families
@@ -73,12 +73,7 @@ class Task:
 
 def load_task(arguments: argparse.Namespace) -> Task:
     """Load and check everything before the first simulated step."""
-    if arguments.config:
-        config = load_run_config(arguments.config)
-    elif arguments.trace:
-        config = RunConfig(trace=arguments.trace)
-    else:
-        raise ValueError("no trace given; name one, for example traces/mixed.jsonl")
+    config = first_config(arguments.config, arguments.trace)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
     is_file = arguments.current.endswith(".json")
