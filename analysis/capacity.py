@@ -32,6 +32,7 @@ from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import atomic_write, make_folder
 from simulator.capacity import Goal
 from simulator.capacity_study import Findings, Inquiry, ask
+from simulator.ray_pool import connected
 from simulator.results import read_results
 from simulator.run_config import RunConfig, Study, load_run_config, load_study, with_flags
 from simulator.slo import parse_slo
@@ -110,6 +111,7 @@ def _asked(inquiry: Inquiry, jobs: int, ray: str | None, journal: Path) -> Findi
     with (
         tqdm(total=inquiry.questions, unit="question", desc="compiling, once", leave=False) as bar,
         warnings.catch_warnings(),
+        connected(ray, jobs),
     ):
         warnings.simplefilter("ignore")  # the study has warned already
 

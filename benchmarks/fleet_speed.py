@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from apart import run_apart
 from provenance import provenance
 
 from sglang_dspark.core.cost import load_cost_model
@@ -92,19 +92,12 @@ def measure(router: str, requests: int) -> dict[str, object]:
     }
 
 
-def run_apart(router: str, requests: int) -> dict[str, object]:
-    """One router in a process of its own."""
-    command = [sys.executable, __file__, router, str(requests)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout))
-
-
 def main() -> None:
     """Run every router and print the table."""
-    run_apart("round-robin", 1000)  # compiles, so that no measured process has to
+    run_apart(__file__, "round-robin", 1000)  # compiles, so that no measured process has to
     rows = []
     for router in ROUTERS:
-        rows.append(run_apart(router, REQUESTS))
+        rows.append(run_apart(__file__, router, REQUESTS))
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     result = provenance("python benchmarks/fleet_speed.py") | {
         "cost_model": COST_MODEL,

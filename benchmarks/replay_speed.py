@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from apart import run_apart
 from provenance import provenance
 
 from sglang_dspark.core.cost import load_cost_model
@@ -100,19 +100,12 @@ def measure(policy: str, requests: int) -> dict[str, object]:
     }
 
 
-def run_apart(policy: str, requests: int) -> dict[str, object]:
-    """One case in a process of its own."""
-    command = [sys.executable, __file__, policy, str(requests)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return dict(json.loads(done.stdout))
-
-
 def main() -> None:
     """Run every case and print the table."""
     rows = []
-    run_apart("none", 10)  # compiles, so that no measured process has to
+    run_apart(__file__, "none", 10)  # compiles, so that no measured process has to
     for policy, requests in CASES:
-        rows.append(run_apart(policy, requests))
+        rows.append(run_apart(__file__, policy, requests))
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
     result = provenance("python benchmarks/replay_speed.py") | {
         "cost_model": COST_MODEL,

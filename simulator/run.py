@@ -26,7 +26,14 @@ from simulator.fleet_config import ROUTERS
 from simulator.metrics import paired_difference
 from simulator.report import format_table, format_verdicts
 from simulator.results import ResultFolder
-from simulator.run_config import RunConfig, Study, first_config, load_study, with_flags
+from simulator.run_config import (
+    RunConfig,
+    Study,
+    common_flags,
+    first_config,
+    load_study,
+    with_flags,
+)
 from simulator.study import RunResult, perform
 
 
@@ -79,15 +86,8 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
     return with_flags(
         config,
         fleet=fleet,
-        trace=arguments.trace,
         policies=arguments.policy and tuple(arguments.policy),
-        cost_model=arguments.cost_model,
-        acceptance=arguments.acceptance,
-        replicas=arguments.replicas,
-        rate=arguments.rate,
-        concurrency=arguments.concurrency,
-        slo=arguments.slo,
-        seed=arguments.seed,
+        **common_flags(arguments),
     )
 
 

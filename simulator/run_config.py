@@ -6,6 +6,7 @@ the run. Knows no simulation.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,16 @@ def load_study(config: RunConfig) -> Study:
     for run in runs:
         run.scenario.check()
     return Study(config=config, trace=trace, cost_model=cost_model, runs=tuple(runs))
+
+
+_COMMON_FLAGS = (
+    "trace", "cost_model", "acceptance", "replicas", "rate", "concurrency", "slo", "seed",
+)  # fmt: skip
+
+
+def common_flags(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the commands that replay a trace have in common, for ``with_flags``."""
+    return {name: getattr(arguments, name) for name in _COMMON_FLAGS}
 
 
 def with_flags(config: RunConfig, **flags: object) -> RunConfig:

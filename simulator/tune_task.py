@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sglang_dspark.core.policy import PolicyFile, parse_policy
-from simulator.run_config import RunConfig, first_config, label_of, load_study, with_flags
+from simulator.run_config import (
+    RunConfig,
+    common_flags,
+    first_config,
+    label_of,
+    load_study,
+    with_flags,
+)
 from simulator.scenario import Scenario
 from simulator.tune_bench import Load, Setting
 from simulator.tune_space import Family, families
@@ -84,15 +91,8 @@ def load_task(arguments: argparse.Namespace) -> Task:
     given = (arguments.current, *(name for name in incumbents if name != current))
     config = with_flags(
         config,
-        trace=arguments.trace,
         policies=given,
-        cost_model=arguments.cost_model,
-        acceptance=arguments.acceptance,
-        replicas=arguments.replicas,
-        rate=arguments.rate,
-        concurrency=arguments.concurrency,
-        slo=arguments.slo,
-        seed=arguments.seed,
+        **common_flags(arguments),
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

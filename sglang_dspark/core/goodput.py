@@ -43,8 +43,11 @@ PREFILL_MEMORY = 1 / 32
 """Weight of the newest decode step in ``prefills_per_step``: an engine keeps the average."""
 
 _NEWEST = 0.2
+"""Weight of the newest draft in a request's note."""
 _PROBE_ALL = 4
+"""Where nobody is drafted for, times ``probe_rounds`` until everyone is: a probe costs them all."""
 _AT_ONCE = 16
+"""One request of so many is newly left out in a step."""
 
 
 class Circumstances(NamedTuple):
