@@ -4,8 +4,8 @@
 
 The target has the shape of a small Qwen3 and random weights (times do not depend on them). Runs the
 project's own commands: answers, training, evaluation; then gathers tokens per second, peak memory
-and the parts of a drafting round into ``benchmarks/results/gpu_drafter.json``. Refuses to write
-that file without a GPU; ``--hidden 64 --layers 2 --steps 2`` tries the whole path on a CPU.
+and the parts of a drafting round into ``run/gpu_drafter.json``, with the device they are of.
+``--hidden 64 --layers 2 --steps 2`` tries the whole path on a CPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from sglang_dspark.draft.pretrain import TargetRecipe, save_target, small_qwen3
 from sglang_dspark.draft.prompts import write_prompts
 from sglang_dspark.files import make_folder, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16
 
 
@@ -86,8 +85,7 @@ def main() -> None:
         "head_share_of_round": parts["draft_head"] / sum(parts.values()),
     }
     print(json.dumps(found, indent=1))
-    if torch.cuda.is_available():
-        write_json(make_folder(ROOT / "benchmarks" / "results") / "gpu_drafter.json", found)
+    write_json(out / "gpu_drafter.json", found)
 
 
 if __name__ == "__main__":

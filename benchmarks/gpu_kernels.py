@@ -1,10 +1,10 @@
 """Time the Triton kernels against their PyTorch versions on one GPU, and check that they agree.
 
-    python benchmarks/gpu_kernels.py
+    python benchmarks/gpu_kernels.py -o benchmarks/results/gpu_kernels.json
 
 Sequential head, survival with lengths, and rejection, at the vocabulary of Qwen3, gamma 7 and a
-bfloat16 head of rank 256. Prints a table and writes ``benchmarks/results/gpu_kernels.json``.
-``--tiny-on-cpu`` takes the same path through Triton's interpreter and writes nothing.
+bfloat16 head of rank 256. Prints a table and writes the file. ``--tiny-on-cpu`` takes the same path
+through Triton's interpreter and writes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 import triton
 
 from sglang_dspark.draft.heads import ConfidenceHead, MarkovHead
-from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.files import write_json
 from sglang_dspark.runtime.kernels import (
     head,
     lengths,
@@ -37,7 +37,6 @@ from sglang_dspark.runtime.kernels import (
     triton_rejection,
 )
 
-RESULTS = Path(__file__).resolve().parent / "results"
 REQUESTS = (1, 8, 32, 64, 128)
 WARMUP, TIMED = 5, 30
 
@@ -187,8 +186,10 @@ def time_rejection(shapes: Shapes, requests: int, device: str) -> dict[str, floa
 def main() -> None:
     """Time, check, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-o", "--output", type=Path, default=Path("gpu_kernels.json"))
     parser.add_argument("--tiny-on-cpu", action="store_true", help="a smoke test, no timings")
-    tiny = parser.parse_args().tiny_on_cpu
+    given = parser.parse_args()
+    tiny = given.tiny_on_cpu
     if not tiny and not torch.cuda.is_available():
         print("no CUDA device here; --tiny-on-cpu tries the path without one", file=sys.stderr)
         raise SystemExit(2)
@@ -210,7 +211,7 @@ def main() -> None:
             )
     if not tiny:
         result = {
-            "command": "python benchmarks/gpu_kernels.py",
+            "command": f"python benchmarks/gpu_kernels.py -o {given.output.name}",
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
             "triton": triton.__version__,
@@ -219,7 +220,7 @@ def main() -> None:
             "rank": shapes.markov_rank,
             "rows": rows,
         }
-        write_json(make_folder(RESULTS) / "gpu_kernels.json", result)
+        write_json(given.output, result)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ times are ``time.time``, the clock of the server's step log. Knows no simulation
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
+import importlib.util
 import json
 import os
 import pkgutil
@@ -23,10 +25,13 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from packaging.version import Version
 
 _READY_S = 600.0
-_MODELS = ("qwen3", "qwen2", "registry", "utils", "transformers")
-"""Modules of SGLang's model folder that the small target needs; the others take 20 s to import."""
+_MODELS = ("qwen3", "qwen2", "dspark", "dflash", "registry", "utils", "transformers")
+"""Modules of SGLang's model folder that the pair needs; the others take 20 s to import."""
+_STAND_IN = Path(__file__).parents[1] / "tests" / "steer" / "stand_in"
+"""SGLang with a DSPARK of its own imports ``sgl_kernel`` on a CPU too, and calls little of it."""
 
 _TURNS_BEFORE = (0, 0, 0, 1, 2)
 """Answered turns in front of a question; one is picked for each request."""
@@ -148,13 +153,26 @@ class Server:
                 self.process.wait()
 
 
+def is_built_in() -> bool:
+    """Whether the installed SGLang has a DSPARK of its own, which then is steered."""
+    return Version(importlib.metadata.version("sglang")) >= Version("0.5.16")
+
+
+def _environment() -> dict[str, str]:
+    more = {}
+    if is_built_in():
+        more["SGLANG_RAGGED_VERIFY_MODE"] = "compact"
+        more["PYTHONPATH"] = os.pathsep.join((str(_STAND_IN), os.environ.get("PYTHONPATH", "")))
+    return {**os.environ, **CPU_ENVIRONMENT, **more}
+
+
 def start_server(
     policy: str, arguments: Sequence[str], *, folder: Path, cost_model: Path | None
 ) -> Server:
     """``python -m sglang.launch_server`` with DSPARK; returns at once, see ``wait_ready``."""
-    import sglang
-
-    models = Path(sglang.__path__[0]) / "srt" / "models"
+    package = importlib.util.find_spec("sglang")
+    assert package is not None
+    models = Path(next(iter(package.submodule_search_locations or []))) / "srt" / "models"
     disabled = [name for _, name, _ in pkgutil.iter_modules([str(models)]) if name not in _MODELS]
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
@@ -172,11 +190,7 @@ def start_server(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={
-                **os.environ,
-                **CPU_ENVIRONMENT,
-                "SGLANG_DISABLED_MODEL_ARCHS": ",".join(disabled),
-            },
+            env={**_environment(), "SGLANG_DISABLED_MODEL_ARCHS": ",".join(disabled)},
         )
     return Server(policy=policy, url=f"http://127.0.0.1:{port}", folder=folder, process=process)
 

@@ -4,7 +4,9 @@ Owns the log's format and its checks. A log is a Parquet file with one row per v
     request int, step int, domain string, logits list of K floats, accepted int
 ``logits`` are the raw confidence logits of all K positions, ``accepted`` the number of leading
 draft tokens that the target would accept out of the **whole** block: rounds that a scheduler had
-cut short say too little and must be recorded with full verification.
+cut short say too little; ``simulator.calibrate`` completes them. One more column may be there,
+    output_tokens int
+of the request, where its rounds brought it fewer than the accepted ones.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class EmpiricalProfile:
     """[recorded requests + 1] where each recorded request's rounds begin."""
     first_request: IntArray
     """[domains + 1] where each domain's recorded requests begin."""
+    output_tokens: IntArray
+    """[recorded requests] how long each one's answer was."""
 
     def tables(self, domain_names: Sequence[str]) -> AcceptanceTables:
         """Dense tables aligned with a trace's domain names.
@@ -62,8 +66,9 @@ class EmpiricalProfile:
         unlisted = [name for name in domain_names if name not in self.domains]
         if unlisted:
             warn_unlisted(self.name, unlisted, "all its requests", list(self.domains))
-        spans = [self._requests_of(name) for name in (*domain_names, None)]
-        rows = len(spans)
+        records = [self._by_length(name) for name in (*domain_names, None)]
+        order = np.concatenate(records)
+        rows = len(records)
         unused = np.zeros((rows, self.gamma))
         return AcceptanceTables(
             kind=KIND_EMPIRICAL,
@@ -81,16 +86,18 @@ class EmpiricalProfile:
             log_logits=self.logits,
             log_accepted=self.accepted,
             log_first_round=self.first_round,
-            log_first_request=np.array([first for first, _ in spans], dtype=np.int64),
-            log_requests=np.array([count for _, count in spans], dtype=np.int64),
+            log_request=order,
+            log_tokens=self.output_tokens[order],
+            log_first_request=np.cumsum([0, *map(len, records)], dtype=np.int64),
         )
 
-    def _requests_of(self, domain: str | None) -> tuple[int, int]:
-        if domain not in self.domains:
-            return 0, len(self.first_round) - 1
-        code = self.domains.index(domain)
-        first = int(self.first_request[code])
-        return first, int(self.first_request[code + 1]) - first
+    def _by_length(self, domain: str | None) -> IntArray:
+        """The domain's recorded requests, short answers first; all for a domain not recorded."""
+        first, end = 0, len(self.output_tokens)
+        if domain in self.domains:
+            code = self.domains.index(domain)
+            first, end = self.first_request[code : code + 2].tolist()
+        return first + np.argsort(self.output_tokens[first:end], kind="stable")
 
 
 def read_empirical_profile(path: Path) -> EmpiricalProfile:
@@ -144,6 +151,16 @@ def read_empirical_profile(path: Path) -> EmpiricalProfile:
             f"{path}: column 'domain': request {torn} has rounds in more than one domain; give a "
             "request one domain"
         )
+    if "output_tokens" in table.column_names:
+        tokens = _integers(path, table, "output_tokens")
+        _refuse(path, "output_tokens", tokens < 1, tokens, "it must be >= 1")
+        first = np.repeat(tokens[order][starts], np.diff(starts, append=len(order)))
+        differs = np.empty(len(order), np.bool_)
+        differs[order] = tokens[order] != first
+        _refuse(path, "output_tokens", differs, tokens, "another row of the request differs")
+        output_tokens = tokens[order][starts]
+    else:  # what the rounds committed, and the token of the prefill
+        output_tokens = np.add.reduceat(accepted[order] + 1, starts) + 1
     return EmpiricalProfile(
         name=path.stem,
         gamma=gamma,
@@ -152,6 +169,7 @@ def read_empirical_profile(path: Path) -> EmpiricalProfile:
         accepted=np.ascontiguousarray(accepted[order]),
         first_round=np.append(starts, len(order)).astype(np.int64),
         first_request=np.searchsorted(codes[starts], np.arange(len(names) + 1)).astype(np.int64),
+        output_tokens=output_tokens,
     )
 
 

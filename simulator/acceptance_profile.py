@@ -130,8 +130,9 @@ class FittedProfile:
             log_logits=np.zeros((0, self.gamma)),
             log_accepted=np.zeros(0, np.int64),
             log_first_round=np.zeros(1, np.int64),
-            log_first_request=np.zeros(len(rows), np.int64),
-            log_requests=np.zeros(len(rows), np.int64),
+            log_request=np.zeros(0, np.int64),
+            log_tokens=np.zeros(0, np.int64),
+            log_first_request=np.zeros(len(rows) + 1, np.int64),
         )
 
 

@@ -11,7 +11,8 @@ stationary AR(1) with correlation rho; position k of a round has E_k, N_k ~ N(0,
 D is keyed by (seed, r); the innovations of S, E_k, N_k and the uniforms by (seed, r, s).
 
 Law of the empirical kind: request r replays one recorded request of its domain, picked by
-hash(seed, r), round by round in recorded order, starting over when the record ends.
+hash(seed, r) among those nearest to it in output tokens, since long answers are not accepted like
+short ones; round by round in recorded order, starting over when the record ends.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ KIND_EMPIRICAL = 1
 _REQUEST_STEP = -1  # the key of what belongs to a request and to none of its rounds
 _STATE_STREAM = MAX_GAMMA  # streams 0..14 belong to the positions
 _SECOND_NORMAL = np.uint64(NORMAL_BITS)
+
+_NEAR_LEAST, _NEAR_SHARE = 16, 10
 
 # The functions that take AcceptanceTables are inlined by force: handing the tuple to a real call
 # copies some 120 words, which costs four times what the draw itself does.
@@ -81,10 +84,12 @@ class AcceptanceTables(NamedTuple):
     """[rounds] recorded number of accepted draft tokens, 0..K."""
     log_first_round: IntArray
     """[recorded requests + 1] where each recorded request's rounds begin."""
+    log_request: IntArray
+    """Each row's recorded requests, those of row 0 first, by ``log_tokens``."""
+    log_tokens: IntArray
+    """Output tokens of each of ``log_request``."""
     log_first_request: IntArray
-    """[rows] first recorded request of the row's domain."""
-    log_requests: IntArray
-    """[rows] number of recorded requests of the row's domain."""
+    """[rows + 1] where each row's part of ``log_request`` begins."""
 
 
 def sigmoid_table() -> FloatArray:
@@ -105,11 +110,33 @@ def acceptance_probability(sigmoid: FloatArray, logit: float) -> float:
 
 @inlined
 def begin_request(
-    tables: AcceptanceTables, seed: int, request: int, domain: int
+    tables: AcceptanceTables, seed: int, request: int, domain: int, output_tokens: int
 ) -> tuple[float, float]:
-    """(difficulty, step state before round 0) of a request; ``domain`` -1 means none given."""
+    """(difficulty, step state before round 0) of a request; ``domain`` -1 means none given.
+
+    Of the empirical kind the difficulty is the number of the recorded request to replay.
+    """
     bits = word(round_key(seed, request, _REQUEST_STEP), 0)
+    if tables.kind == KIND_EMPIRICAL:
+        row = domain if domain >= 0 else tables.request_sd.shape[0] - 1
+        first, end = tables.log_first_request[row], tables.log_first_request[row + 1]
+        low, high = nearest_records(tables.log_tokens[first:end], output_tokens)
+        place = first + low + int(uniform(bits) * (high - low))
+        return float(tables.log_request[place]), 0.0
     return normal(tables.normal, bits), normal(tables.normal, bits >> _SECOND_NORMAL)
+
+
+@compiled
+def nearest_records(tokens: IntArray, output_tokens: int) -> tuple[int, int]:
+    """[low, high) of ascending ``tokens`` that count as near: all that are equal, and on both
+    sides as many more as make a tenth of them or 16."""
+    count = tokens.size
+    low = int(np.searchsorted(tokens, output_tokens, side="left"))
+    high = int(np.searchsorted(tokens, output_tokens, side="right"))
+    wanted = min(count, max(_NEAR_LEAST, count // _NEAR_SHARE))
+    more = max(0, wanted - (high - low))
+    low = max(0, min(low - more // 2, count - wanted))
+    return low, max(high, low + wanted)
 
 
 @inlined
@@ -133,7 +160,7 @@ def draw_round(
     gamma = tables.gamma
     row = domain if domain >= 0 else tables.request_sd.shape[0] - 1
     if tables.kind == KIND_EMPIRICAL:
-        return _replay_round(tables, seed, request, step, row, logits_out), step_state
+        return _replay_round(tables, int(difficulty), step, logits_out), step_state
     # Outcomes are counted without a branch: whether a token is accepted is what a processor
     # predicts worst.
     quantiles, sigmoid = tables.normal, tables.sigmoid
@@ -159,10 +186,8 @@ def draw_round(
 
 @inlined
 def _replay_round(
-    tables: AcceptanceTables, seed: int, request: int, step: int, row: int, logits_out: FloatArray
+    tables: AcceptanceTables, recorded: int, step: int, logits_out: FloatArray
 ) -> int:
-    luck = uniform(word(round_key(seed, request, _REQUEST_STEP), 0))
-    recorded = tables.log_first_request[row] + int(luck * tables.log_requests[row])
     first = tables.log_first_round[recorded]
     place = first + step % (tables.log_first_round[recorded + 1] - first)
     for k in range(tables.gamma):

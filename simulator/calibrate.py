@@ -113,6 +113,7 @@ def not_shown(fit: CensoredFit, explore: Exploration) -> list[str]:
 def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
     """An acceptance log of whole blocks, as ``simulator.acceptance_empirical`` reads it."""
     rounds = log.rounds
+    committed = np.bincount(rounds.request, rounds.accepted + 1)
     table = pa.table(
         {
             "request": rounds.request,
@@ -122,6 +123,7 @@ def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
                 pa.array(rounds.logits.ravel()), rounds.gamma
             ),
             "accepted": runs,
+            "output_tokens": (committed + 1).astype(np.int64)[rounds.request],
         }
     )
     try:

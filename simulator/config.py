@@ -26,6 +26,8 @@ class EngineConfig:
     """Prompt tokens per prefill step."""
     max_prefill_tokens: int = 16384
     """Prompt tokens admitted into one prefill step unless a single prompt is longer."""
+    prefill_decode_interval: int = 0
+    """Decode steps that running requests get after a prefill step before the next one may start."""
     enable_mixed_chunk: bool = False
     """Running requests advance by one token within prefill steps instead of waiting."""
     page_size: int = 1
@@ -51,6 +53,10 @@ class EngineConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.prefill_decode_interval < 0:
+            raise ValueError(
+                f"prefill_decode_interval {self.prefill_decode_interval} must be at least 0"
+            )
         if self.max_running_requests > 8192:
             raise ValueError(f"max_running_requests {self.max_running_requests} must be <= 8192")
         if self.confidence_lag_steps > 16:
@@ -93,6 +99,7 @@ class EngineConfig:
             max_running=self.max_running_requests,
             chunk_tokens=self.chunked_prefill_size,
             max_prefill_tokens=self.max_prefill_tokens,
+            prefill_decode_interval=self.prefill_decode_interval,
             mixed_chunk=self.enable_mixed_chunk,
             page_tokens=self.page_size,
             pool_pages=pool // self.page_size,

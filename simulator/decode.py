@@ -101,7 +101,7 @@ def begin_requests(memory: Memory, engine: Engine, acceptance: AcceptanceTables)
     for r in range(memory.requests.size):
         request = memory.requests[r]
         request.difficulty, request.step_state = begin_request(
-            acceptance, engine.seed, r, request.domain
+            acceptance, engine.seed, r, request.domain, request.output_limit
         )
 
 

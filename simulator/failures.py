@@ -52,7 +52,9 @@ def start_again(
         row[name] = 0
     for name in ("first_token_s", "last_emit_s", "finish_s", "transfer_s"):
         row[name] = np.nan
-    _, row["step_state"] = begin_request(acceptance, seed, r, int(row["domain"]))
+    _, row["step_state"] = begin_request(
+        acceptance, seed, r, int(row["domain"]), int(row["output_limit"])
+    )
     row["status"] = WAITING
     row["ready_s"] = ready_s
     row["retries"] += 1

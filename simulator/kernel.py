@@ -154,6 +154,7 @@ def advance(
             committed = state.committed_tokens - committed
             kind = MIXED_STEP if riding > 0 else PREFILL_STEP
             state.prefills_since += 1
+            state.prefills_wait = engine.prefill_decode_interval
             _record(
                 memory, engine, kind, admitted + riding, start_s, state.now_s - start_s,
                 float(committed), 0, new + riding, 0, committed, new, context,

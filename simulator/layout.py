@@ -99,6 +99,7 @@ STATE = np.dtype(
         ("most_requests", np.int64),
         ("drafts_new", np.int64),
         ("prefills_since", np.int64),
+        ("prefills_wait", np.int64),
         ("prefills_per_step", np.float64),
     ],
     align=True,
@@ -110,7 +111,8 @@ the requests that had left the replica when its last step began, which is all th
 while that step runs; ``least_tokens`` and ``most_tokens`` bound the target's decode forwards,
 ``most_requests`` their batch; ``drafts_new`` says whether a request that starts to decode is
 drafted for: if the last plan drafted for any; ``prefills_since`` counts the prefill steps since the
-last decode step, ``prefills_per_step`` averages that."""
+last decode step, ``prefills_per_step`` averages that; ``prefills_wait`` is how many decode steps
+come before the next prefill step."""
 
 BLOCK = np.dtype(
     [("resident", np.int8), ("locks", np.int32), ("before", np.int32), ("after", np.int32)],
@@ -153,6 +155,7 @@ class Engine(NamedTuple):
     max_running: int
     chunk_tokens: int
     max_prefill_tokens: int
+    prefill_decode_interval: int
     mixed_chunk: bool
     page_tokens: int
     pool_pages: int
@@ -279,6 +282,7 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     for name in (
         "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
         "waiting_tokens", "running", "batch_full", "prefills_since", "prefills_per_step",
+        "prefills_wait",
     ):  # fmt: skip
         state[name] = 0
     state["free_pages"] = engine.pool_pages

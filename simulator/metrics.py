@@ -102,6 +102,9 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "e2e_ms": _percentiles_ms(times["e2e"]),
         "slo_attainment": _ratio(float(met.sum()), float(sent.sum())),
         "slo_goodput_req_s": _ratio(float(met.sum()), duration_s),
+        "drafted_share": _ratio(
+            float(lengths[0].sum() - requests["undrafted"].sum()), float(request_steps)
+        ),
         "accept_len_mean": _ratio(float(request_steps + accepted), float(request_steps)),
         "verify_tokens_per_request_step": _ratio(float(verified + request_steps), request_steps),
         "verified_by_length": lengths[0].tolist(),

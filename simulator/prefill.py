@@ -110,6 +110,9 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
     Fills ``memory.batch`` and ``memory.batch_tokens``. 0 means that the engine should decode.
     """
     state = memory.state[0]
+    if state.prefills_wait > 0 and state.running > 0:
+        state.prefills_wait -= 1
+        return 0
     if state.chunked < 0 and (state.batch_full == 1 or state.queued == 0):
         return 0
     page = engine.page_tokens

@@ -95,7 +95,7 @@ class ReferenceEngine:
         self.unused: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self.now_s = 0.0
         self.drafts_new = True
-        self.prefills = 0
+        self.prefills = self.prefills_wait = 0
         self.prefills_per_step = 0.0
         self.steps: list[ReferenceStep] = []
 
@@ -114,7 +114,7 @@ class ReferenceEngine:
             domain=domain,
             blocks=blocks,
         )
-        drawn = begin_request(self.acceptance, self.engine.seed, r, domain)
+        drawn = begin_request(self.acceptance, self.engine.seed, r, domain, request.limit)
         request.difficulty, request.state = drawn
         return request
 
@@ -173,6 +173,9 @@ class ReferenceEngine:
 
     def _form_batch(self) -> list[tuple[_Request, int]]:
         engine, page = self.engine, self.engine.page_tokens
+        if self.prefills_wait and self.running:
+            self.prefills_wait -= 1
+            return []
         if self.chunked is None and (self.batch_full or not self.waiting):
             return []
         riding = len(self.running) if engine.mixed_chunk else 0
@@ -241,6 +244,7 @@ class ReferenceEngine:
     def _prefill(self, batch: list[tuple[_Request, int]]) -> None:
         start_s = self.now_s
         self.prefills += 1
+        self.prefills_wait = self.engine.prefill_decode_interval
         if self.engine.mixed_chunk:
             self._make_room(1)
         riding = list(self.running) if self.engine.mixed_chunk else []

@@ -22,7 +22,8 @@ from simulator.scenario import Outcome
 
 _REQUEST_COLUMNS = (
     "arrival_s", "first_token_s", "finish_s", "longest_itl_s", "transfer_s", "prompt_tokens",
-    "generated", "cached_tokens", "rounds", "verified", "accepted", "retractions", "retries",
+    "generated", "cached_tokens", "rounds", "undrafted", "verified", "accepted",
+    "retractions", "retries",
 )  # fmt: skip
 _STEP_COLUMNS = (
     "start_s", "duration_s", "predicted_s", "expected_tokens", "requests", "computed_tokens",

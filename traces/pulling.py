@@ -39,8 +39,8 @@ _TOLD = (
     "dp_size", "page_size", "chunked_prefill_size", "max_prefill_tokens", "max_running_requests",
     "max_total_num_tokens", "mem_fraction_static", "attention_backend", "schedule_policy",
     "disable_radix_cache", "disable_overlap_schedule", "disable_cuda_graph", "enable_mixed_chunk",
-    "speculative_algorithm", "speculative_num_draft_tokens", "speculative_dspark_block_size",
-    "random_seed",
+    "prefill_decode_interval", "speculative_algorithm", "speculative_num_draft_tokens",
+    "speculative_dspark_block_size", "random_seed",
 )  # fmt: skip
 """Of /server_info, what a replay may need; the rest holds keys and passwords."""
 

@@ -39,22 +39,16 @@ class BatchState:
     """[R] how many steps old the row of ``stale_logits`` is; 0 where the row is NaN."""
     context_tokens: Ints
     """[R] tokens in the KV cache before the step."""
-    slo_class: Ints = field(default_factory=_no_ints)
-    """[R] index of the request's SLO class, -1 for none; empty when the caller has no classes."""
     slo_slack_s: Floats = field(default_factory=lambda: np.empty(0))
     """[R] seconds until the request falls behind its SLO's pace, +inf for none or one that is
-    missed (``goodput.slack_seconds``); empty like ``slo_class``."""
+    missed (``goodput.slack_seconds``); empty when no one has an SLO."""
     note: Floats = field(default_factory=lambda: np.empty(0))
     """[R] what the request's last plan noted of it (``VerifyPlan.note``), NaN for none; empty: no
     notes of any."""
     priority: Ints = field(default_factory=_no_ints)
     """[R] larger is more urgent; empty when all are equal."""
-    arrival_s: Floats = field(default_factory=lambda: np.empty(0))
-    """[R] arrival on the engine's clock; empty when unknown."""
     prefills_per_step: float = 0.0
     """Prefill steps for each decode step, an average over some 32 (``goodput.PREFILL_MEMORY``)."""
-    graph_tiers: Ints = field(default_factory=_no_ints)
-    """Token counts for which a CUDA graph was captured, increasing; empty without graphs."""
     kv_room_tokens: int = 2**62
     """KV tokens that this step may allocate at most."""
 
@@ -70,7 +64,7 @@ class BatchState:
         for name in ("stale_age", "context_tokens"):
             if getattr(self, name).shape != (requests,):
                 raise ValueError(f"{name} must have one entry for each of {requests} requests")
-        for name in ("slo_class", "slo_slack_s", "note", "priority", "arrival_s"):
+        for name in ("slo_slack_s", "note", "priority"):
             if getattr(self, name).shape not in ((requests,), (0,)):
                 raise ValueError(f"{name} must be empty or have {requests} entries")
         missing = np.isnan(self.stale_logits)

@@ -256,11 +256,10 @@ def parquet_bytes(batches: Sequence[Any], *, schema: Any, key: str, header: Any)
 
 
 def read_parquet(
-    path: Path, *, schemas: Mapping[int, Any], key: str, title: str
+    path: Path, *, schema: Any, version: int, key: str, title: str
 ) -> tuple[Any, Mapping[str, Any]]:
     """The table and the header of one file. ``ValueError`` naming the file when it is not one.
 
-    ``schemas``: the columns by schema version; the table has those of its own version.
     ``FileNotFoundError`` passes: a running server may delete its oldest part meanwhile.
     """
     try:
@@ -281,10 +280,8 @@ def read_parquet(
     except ValueError as error:
         raise ValueError(f"{path}: its header is damaged ({error}); remove it") from None
     found = value.get("schema_version") if isinstance(value, dict) else None
-    schema = schemas.get(found) if isinstance(found, int) else None
-    if schema is None:
-        read = " and ".join(map(str, schemas))
-        raise ValueError(f"{path}: schema_version {found!r} is unknown; this release reads {read}")
+    if found != version:
+        raise ValueError(f"{path}: schema_version {found!r} is not {version}; record a new {title}")
     if table.schema.names != schema.names:
         raise ValueError(f"{path}: its columns are not a {title}'s; remove the file")
     return table, value

@@ -152,7 +152,7 @@ def part_bytes(batches: Sequence[Any], header: RequestHeader) -> Any:
 def read_part(path: Path) -> tuple[RequestHeader, Iterator[RequestRecord]]:
     """The header and the requests of one file. ``ValueError`` naming it when it is not one."""
     table, value = read_parquet(
-        path, schemas={SCHEMA_VERSION: SCHEMA}, key=_HEADER_KEY, title=TITLE
+        path, schema=SCHEMA, version=SCHEMA_VERSION, key=_HEADER_KEY, title=TITLE
     )
     return decode_record(value, RequestHeader, where=f"{path}: header"), _records(table)
 

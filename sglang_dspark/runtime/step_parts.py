@@ -29,7 +29,7 @@ from sglang_dspark.files import decode_record
 from sglang_dspark.runtime.part_writer import parquet_bytes, read_parquet
 from sglang_dspark.runtime.records import StepRecord
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _HEADER_KEY = "sglang_dspark.step_log"
 
 _RECORD = {
@@ -54,12 +54,9 @@ _STATE_LISTS = {
     "stale_age": pa.int64(),
     "logits": pa.float64(),
     "stale_logits": pa.float64(),
-    "slo_class": pa.int64(),
     "slo_slack_s": pa.float64(),
     "note": pa.float64(),
     "priority": pa.int64(),
-    "arrival_s": pa.float64(),
-    "graph_tiers": pa.int64(),
 }
 _PLAN_LISTS = {"lengths": pa.int64(), "draft_next": pa.bool_()}
 _RECORD_LISTS = {"accepted": pa.int64()}
@@ -74,18 +71,6 @@ SCHEMA = pa.schema(
         *((name, pa.list_(kind)) for name, kind in _LISTS.items()),
     ]
 )
-
-_SCHEMA_1 = pa.schema(
-    [
-        pa.field("waiting_prefill_tokens", pa.int64())
-        if field.name == "prefills_per_step"
-        else field
-        for field in SCHEMA
-        if field.name != "note"
-    ]
-)
-"""Of logs from before ``goodput``: no policy read what is missing, none reads what is gone."""
-SCHEMAS = {1: _SCHEMA_1, SCHEMA_VERSION: SCHEMA}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,18 +180,17 @@ def read_part(path: Path) -> tuple[PartHeader, Iterator[StepRecord]]:
 
     ``FileNotFoundError`` passes: a running server may delete its oldest part meanwhile.
     """
-    table, value = read_parquet(path, schemas=SCHEMAS, key=_HEADER_KEY, title="step log")
+    table, value = read_parquet(
+        path, schema=SCHEMA, version=SCHEMA_VERSION, key=_HEADER_KEY, title="step log"
+    )
     header = decode_record(value, PartHeader, where=f"{path}: header")
     return header, _records(table, header.gamma, path)
 
 
 def _records(table: Any, gamma: int, path: Path) -> Iterator[StepRecord]:
-    there = set(table.column_names)
-    source: dict[str, Any] = {
-        name: table.column(name).to_pylist() for name in _SCALARS if name in there
-    }
+    source: dict[str, Any] = {name: table.column(name).to_pylist() for name in _SCALARS}
     names = table.column("request_ids").to_pylist()
-    for name in _LISTS.keys() & there:
+    for name in _LISTS:
         column = table.column(name).combine_chunks()
         # A copy: Arrow's memory is read-only, for which compiled code would compile once more.
         values = np.array(column.flatten().to_numpy(zero_copy_only=False))
@@ -214,9 +198,7 @@ def _records(table: Any, gamma: int, path: Path) -> Iterator[StepRecord]:
         source[name] = np.split(values, ends[:-1])
 
     def fields(row: int, *groups: dict[str, Any]) -> dict[str, Any]:
-        # What an older version lacks is left at its default.
-        wanted = [name for group in groups for name in group if name in there]
-        found = {name: source[name][row] for name in wanted}
+        found = {name: source[name][row] for group in groups for name in group}
         shape = (len(names[row]), gamma)
         return {k: v.reshape(shape) if k in _MATRICES else v for k, v in found.items()}
 

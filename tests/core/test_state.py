@@ -35,10 +35,8 @@ def test_a_state_knows_its_size() -> None:
         ("stale_logits", np.zeros((2, 2)), r"stale_logits have shape \(2, 2\), logits \(2, 3\)"),
         ("stale_age", np.zeros(3, int), "stale_age must have one entry for each of 2 requests"),
         ("context_tokens", np.zeros(1, int), "context_tokens must have one entry for each of 2"),
-        ("slo_class", np.zeros(1, int), "slo_class must be empty or have 2 entries"),
         ("slo_slack_s", np.zeros(5), "slo_slack_s must be empty or have 2 entries"),
         ("priority", np.zeros(1, int), "priority must be empty or have 2 entries"),
-        ("arrival_s", np.zeros(1), "arrival_s must be empty or have 2 entries"),
         ("logits", np.array([[0.0] * 3, [0.0, np.nan, 0.0]]), "logits of request 1 are NaN"),
         (
             "stale_logits",

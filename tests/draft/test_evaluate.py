@@ -85,7 +85,7 @@ def test_an_evaluation_writes_what_it_says(
     assert set(rounds.temperature) == {0.8}
     profile = load_acceptance(out / "rounds.parquet")
     assert profile.gamma == GAMMA
-    assert list(profile.tables(["chat", "code"]).log_requests[:2]) == [4, 2]
+    assert profile.tables(["chat", "code"]).log_first_request.tolist() == [0, 4, 6, 13]
     for name in ("conditional_acceptance", "threshold_sweep", "reliability"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 

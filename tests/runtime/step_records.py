@@ -39,12 +39,9 @@ def random_state(rng: np.random.Generator, rows: int, gamma: int = GAMMA) -> Bat
     optional: dict[str, Any] = {}
     if rng.random() < 0.5:
         optional = {
-            "slo_class": rng.integers(-1, 3, rows),
             "slo_slack_s": np.where(rng.random(rows) < 0.5, np.inf, rng.random(rows)),
             "priority": rng.integers(0, 9, rows),
             "note": np.where(rng.random(rows) < 0.3, np.nan, rng.random(rows)),
-            "arrival_s": rng.random(rows),
-            "graph_tiers": np.array([4, 8, 16]),
         }
     return BatchState(
         logits=logits,

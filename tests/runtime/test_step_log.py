@@ -328,28 +328,6 @@ def test_every_policy_replays_to_the_same_plans(tmp_path: Path, policy: Policy) 
     assert (counts.steps, counts.same, counts.different) == (60, 60, 0), counts.first_different
 
 
-@pytest.mark.law
-def test_a_log_of_the_first_version_replays(tmp_path: Path) -> None:
-    """It has no notes and no prefills, which no policy of its time read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file = PolicyFile(policy=GlobalBudget())
-    written(tmp_path, planned(file), header=header_with(file))
-    (path,) = parts(tmp_path)
-    table = pq.read_table(path)
-    place = table.column_names.index("prefills_per_step")
-    waiting = pa.array([5] * len(table), pa.int64())
-    older = table.set_column(place, "waiting_prefill_tokens", waiting).drop_columns(["note"])
-    header = json.dumps({**dataclasses.asdict(header_with(file)), "schema_version": 1})
-    pq.write_table(older.replace_schema_metadata({"sglang_dspark.step_log": header}), path)
-    counts = replay(tmp_path)
-    assert (counts.steps, counts.same, counts.different) == (60, 60, 0), counts.first_different
-    first, again = planned(file, 1)[0], next(read(tmp_path))
-    assert again.state.note.size == 0
-    np.testing.assert_array_equal(again.state.stale_age, first.state.stale_age)
-
-
 def tampered(record: StepRecord, **fields: Any) -> StepRecord:
     return dataclasses.replace(record, plan=dataclasses.replace(record.plan, **fields))
 
@@ -446,7 +424,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     table = pa.table({"step": [1]})
     key = "sglang_dspark.step_log"
     pq.write_table(table.replace_schema_metadata({key: header}), path)
-    with pytest.raises(ValueError, match="schema_version 9 is unknown; this release reads 1 and 2"):
+    with pytest.raises(ValueError, match="schema_version 9 is not 3; record a new step log"):
         list(read(tmp_path))
     pq.write_table(table.replace_schema_metadata({key: "{"}), path)
     with pytest.raises(ValueError, match="its header is damaged"):

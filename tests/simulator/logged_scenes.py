@@ -58,7 +58,7 @@ def planned_log(
         wanted = 1 + step // 20 % requests if batch_sizes else requests
         new_tokens, pairs = 0, 0.0
         while len(running) < wanted:
-            difficulty, state = begin_request(tables, seed, started, started % domains)
+            difficulty, state = begin_request(tables, seed, started, started % domains, 100)
             prompt = int(rng.integers(20, 300))
             running[started] = [0, difficulty, state, prompt]
             history[started] = []

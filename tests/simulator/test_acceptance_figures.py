@@ -48,7 +48,7 @@ def simulate(
     predicted = np.zeros((gamma, CELLS))
     logits = np.empty(gamma)
     for request in range(requests):
-        difficulty, state = begin_request(tables, 1, request, domain)
+        difficulty, state = begin_request(tables, 1, request, domain, 100)
         tokens = 0
         step = 0
         while tokens < output_tokens:
@@ -76,7 +76,7 @@ def simulate_threshold(
     committed = verified = rounds = 0
     logits = np.empty(tables.gamma)
     for request in range(requests):
-        difficulty, state = begin_request(tables, 1, request, domain)
+        difficulty, state = begin_request(tables, 1, request, domain, 100)
         tokens = 0
         step = 0
         while tokens < output_tokens:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.acceptance import (
     AcceptanceTables,
@@ -20,6 +23,7 @@ from simulator.acceptance import (
     draw_round,
     load_acceptance,
 )
+from simulator.acceptance_tables import nearest_records
 
 Edit = Callable[[dict[str, Any]], object]
 GAMMA = 3
@@ -51,7 +55,7 @@ def log(tmp_path: Path) -> Path:
 def replayed(
     tables: AcceptanceTables, seed: int, request: int, domain: int, rounds: int
 ) -> list[tuple[int, tuple[float, ...]]]:
-    difficulty, state = begin_request(tables, seed, request, domain)
+    difficulty, state = begin_request(tables, seed, request, domain, 100)
     found = []
     for step in range(rounds):
         logits = np.empty(GAMMA)
@@ -108,7 +112,50 @@ def test_a_domain_that_was_not_recorded_replays_any_request_with_one_warning(log
     with pytest.warns(UserWarning, match="recorded has no domain law .*all its requests") as seen:
         tables = load_acceptance(log).tables(("law",))
     assert len(seen) == 1
-    assert tables.log_requests.tolist() == [5, 5]
+    assert tables.log_first_request.tolist() == [0, 5, 10]
+
+
+@pytest.mark.law
+@given(
+    tokens=st.lists(st.integers(1, 40), min_size=1, max_size=200).map(sorted),
+    wanted=st.integers(-5, 50),
+)
+def test_near_records_are_the_nearest_in_rank_with_all_that_are_equal(
+    tokens: list[int], wanted: int
+) -> None:
+    low, high = nearest_records(np.array(tokens), wanted)
+    size = min(len(tokens), max(16, len(tokens) // 10))
+    assert 0 <= low < high <= len(tokens)
+    assert high - low >= size
+    inside = tokens[low:high]
+    assert inside.count(wanted) == tokens.count(wanted)
+    if high - low > size:
+        assert set(inside) == {wanted}
+    below, above = bisect_left(tokens, wanted) - low, high - bisect_right(tokens, wanted)
+    if low > 0 and high < len(tokens) and below + above > 0:
+        assert abs(below - above) <= 1
+
+
+@pytest.mark.law
+def test_long_requests_replay_long_ones(tmp_path: Path) -> None:
+    """Records of 1 .. 400 rounds, each token of a round accepted where the record is long."""
+    rows = [
+        (request, step, "chat", [0.0, 0.0, 0.0], 3 if request > 200 else 0)
+        for request in range(1, 401)
+        for step in range(request)
+    ]
+    names = ("request", "step", "domain", "logits", "accepted")
+    values: dict[str, list[Any]] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    tables = load_acceptance(save(tmp_path / "log.parquet", values)).tables(("chat",))
+    for request in range(100):
+        assert begin_request(tables, 1, request, 0, 20)[0] < 41
+        assert begin_request(tables, 1, request, 0, 1600)[0] >= 360
+        assert 180 <= begin_request(tables, 1, request, -1, 201)[0] < 220
+    # The answers were longer than their rounds say: trimmed ones would have brought less.
+    values["output_tokens"] = [1 + request for request, *_ in rows]
+    tables = load_acceptance(save(tmp_path / "log.parquet", values)).tables(("chat",))
+    for request in range(100):
+        assert 279 <= begin_request(tables, 1, request, 0, 300)[0] < 319
 
 
 def damage(name: str, row: int, value: object) -> Edit:
@@ -121,6 +168,14 @@ WRONG_LOGS: dict[str, tuple[Edit, str]] = {
     "accepted too high": (
         damage("accepted", 4, 4),
         r"column 'accepted', row 4: 4 is wrong; it must be 0\.\.3",
+    ),
+    "no output": (
+        lambda v: v.__setitem__("output_tokens", [0] * len(v["step"])),
+        r"column 'output_tokens', row 0: 0 is wrong; it must be >= 1",
+    ),
+    "outputs that differ": (
+        lambda v: v.__setitem__("output_tokens", list(range(1, len(v["step"]) + 1))),
+        r"column 'output_tokens', row \d+: \d+ is wrong; another row of the request differs",
     ),
     "accepted negative": (
         damage("accepted", 0, -1),

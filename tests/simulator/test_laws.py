@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from replay_scenes import cost_model, scenario, trace
 from scipy import stats
 
 from simulator.fleet import simulate
-from simulator.layout import COMPLETED, DECODE_STEP, REJECTED, TRUNCATED, Records
+from simulator.layout import COMPLETED, DECODE_STEP, PREFILL_STEP, REJECTED, TRUNCATED, Records
 from simulator.metrics import request_times
 from simulator.scenario import Outcome
 
@@ -116,6 +117,21 @@ def test_the_engine_never_idles_while_a_request_waits() -> None:
             rows["finish_s"] > ends[gap] + 1e-9
         )
         assert not present.any()
+
+
+@pytest.mark.law
+def test_an_interval_between_prefills_feeds_who_decodes() -> None:
+    """--prefill-decode-interval: so many decode steps, or nobody left to decode."""
+    longest_s = []
+    for interval in (0, 2, 5):
+        engine = {"chunked_prefill_size": 64, "prefill_decode_interval": interval}
+        outcome, steps = logged(scenario("fixed", trace(300, rate=12.0), engine=engine))
+        prefill = np.flatnonzero(steps["kind"] == PREFILL_STEP)
+        assert (np.diff(prefill) > 1).any()
+        for before, after in itertools.pairwise(prefill.tolist()):
+            assert after - before > interval or steps["running"][after - 1] == 0
+        longest_s.append(outcome.requests["longest_itl_s"].mean())
+    assert longest_s[0] > 1.5 * max(longest_s[1:])
 
 
 @pytest.mark.law

@@ -13,8 +13,10 @@ from replay_scenes import cost_model, scenario, trace
 from sglang_dspark.core.policy import Goodput, PolicyFile
 from simulator.fleet import simulate
 from simulator.layout import Records
+from simulator.metrics import measure
 from simulator.reference import ReferenceEngine
 from simulator.scenario import Scenario
+from simulator.slo import Slo
 
 POLICIES = ["none", "fixed", "fixed:3", "threshold", "early_stop", "global", "sglang", "goodput"]
 REQUEST_FIELDS = (
@@ -51,8 +53,9 @@ def assert_parity(case: Scenario) -> Records:
         {"page_size": 16, "kv_pool_tokens": 6000, "admission_new_tokens": 16},
         {"enable_mixed_chunk": True, "chunked_prefill_size": 300, "max_running_requests": 8},
         {"chunked_prefill_size": 96, "max_running_requests": 4, "confidence_lag_steps": 1},
+        {"chunked_prefill_size": 96, "prefill_decode_interval": 3},
     ],
-    ids=["default", "short of memory", "mixed chunks", "small chunks"],
+    ids=["default", "short of memory", "mixed chunks", "small chunks", "prefills that wait"],
 )
 def test_kernel_and_reference_agree_to_the_byte(policy: str, engine: dict[str, int]) -> None:
     requests = trace(60, rate=30.0, block_tokens=64)
@@ -84,7 +87,10 @@ def test_they_agree_where_requests_are_left_out_and_paced(policy: Goodput, lag: 
     )
     case = replace(case, policy=PolicyFile(policy=policy))
     done = assert_parity(case)
-    assert 0 < done["undrafted"].sum() < done["rounds"].sum() / 2
+    undrafted = int(done["undrafted"].sum())
+    assert 0 < undrafted < done["rounds"].sum() / 2
+    share = measure(simulate(case), Slo(name="any", ttft_ms=400.0, tpot_ms=12.0))["drafted_share"]
+    assert share == pytest.approx(1 - undrafted / done["rounds"].sum(), abs=1e-5)
 
 
 @pytest.mark.example
@@ -106,16 +112,19 @@ def test_the_short_memory_case_does_retract() -> None:
     admission=st.integers(1, 4096),
     chunk=st.integers(40, 2000),
     running=st.integers(1, 32),
+    interval=st.integers(0, 5),
     mixed=st.booleans(),
     lag=st.integers(1, 4),
 )
 def test_any_engine_setting_keeps_parity_and_conservation(
     policy: str, seed: int, rate: float, block_tokens: int, page_size: int, pool: int,
-    admission: int, chunk: int, running: int, mixed: bool, lag: int,
+    admission: int, chunk: int, running: int, interval: int, mixed: bool,
+    lag: int,
 ) -> None:  # fmt: skip
     engine = {
         "page_size": page_size, "kv_pool_tokens": pool, "admission_new_tokens": admission,
         "chunked_prefill_size": chunk, "max_running_requests": running,
+        "prefill_decode_interval": interval,
         "enable_mixed_chunk": mixed and running < chunk, "confidence_lag_steps": lag,
     }  # fmt: skip
     requests = trace(25, rate=rate, seed=seed, block_tokens=block_tokens)

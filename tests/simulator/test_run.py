@@ -64,7 +64,8 @@ def test_json_prints_one_object_with_the_documented_fields(
     assert row.keys() >= {
         "policy", "requests", "completed", "output_tok_s", "tok_s_user_p50", "ttft_ms", "tpot_ms",
         "itl_ms", "e2e_ms", "slo_attainment", "slo_goodput_req_s", "accept_len_mean",
-        "verify_tokens_per_request_step", "steps", "utilisation", "saturated", "cpu_s",
+        "drafted_share", "verify_tokens_per_request_step", "steps", "utilisation", "saturated",
+        "cpu_s",
     }  # fmt: skip
     assert row["ttft_ms"].keys() == row["itl_ms"].keys() == {"p50", "p90", "p99"}
     assert row["completed"] == 150
