@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.acceptance import (
@@ -116,6 +116,7 @@ def test_a_domain_that_was_not_recorded_replays_any_request_with_one_warning(log
 
 
 @pytest.mark.law
+@settings(deadline=None)  # the first example compiles
 @given(
     tokens=st.lists(st.integers(1, 40), min_size=1, max_size=200).map(sorted),
     wanted=st.integers(-5, 50),
