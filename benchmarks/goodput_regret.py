@@ -102,7 +102,8 @@ def scenario_of(point: Point) -> Scenario:
         cost_model=_cost_model(point.cost_model),
         acceptance=_acceptance(point.acceptance),
         policy=policy_of(point.policy),
-        engine=EngineConfig(max_running_requests=512),
+        # Above every concurrency: who waits for a full batch to drain is no policy's doing.
+        engine=EngineConfig(max_running_requests=1024),
         concurrency=point.concurrency,
         step_capacity=1 << 14,
     )

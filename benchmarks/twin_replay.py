@@ -50,7 +50,12 @@ class Segment:
 def served_of(segments: Sequence[Segment]) -> dict[str, Served]:
     """What the client knows of each request, for the fits."""
     return {
-        one.rid: Served(domain=one.domain, cached_tokens=one.cached_tokens, first_s=one.first_s)
+        one.rid: Served(
+            domain=one.domain,
+            cached_tokens=one.cached_tokens,
+            output_tokens=one.output_tokens,
+            first_s=one.first_s,
+        )
         for segment in segments
         for one in segment.seen
     }

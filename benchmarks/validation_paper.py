@@ -103,7 +103,7 @@ def run(method: Method, costs: CostModel, load: int) -> Steady:
             acceptance=method.acceptance,
             policy=method.policy,
             engine=EngineConfig(
-                max_running_requests=MOST_REQUESTS,
+                max_running_requests=2 * MOST_REQUESTS,  # never full, so that nobody waits
                 chunked_prefill_size=16384,
                 enable_prefix_cache=False,
                 admission_new_tokens=MOST_OUTPUT,

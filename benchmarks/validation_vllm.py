@@ -107,6 +107,8 @@ class Study:
             acceptance=self.profile,
             policy=parse_policy(policy),
             engine=EngineConfig(
+                # Above every concurrency: where SGLang's batch is full it waits, as vLLM does not.
+                max_running_requests=512,
                 chunked_prefill_size=16384,
                 enable_prefix_cache=False,
                 confidence_lag_steps=self.assumed.lag_steps,

@@ -38,7 +38,7 @@ _REQUEST_STEP = -1  # the key of what belongs to a request and to none of its ro
 _STATE_STREAM = MAX_GAMMA  # streams 0..14 belong to the positions
 _SECOND_NORMAL = np.uint64(NORMAL_BITS)
 
-_NEAR_LEAST, _NEAR_SHARE = 16, 10
+_NEAR = 16
 
 # The functions that take AcceptanceTables are inlined by force: handing the tuple to a real call
 # copies some 120 words, which costs four times what the draw itself does.
@@ -129,11 +129,12 @@ def begin_request(
 @compiled
 def nearest_records(tokens: IntArray, output_tokens: int) -> tuple[int, int]:
     """[low, high) of ascending ``tokens`` that count as near: all that are equal, and on both
-    sides as many more as make a tenth of them or 16."""
+    sides as many more as make 16. No more: a round that reaches the end of an answer seldom goes
+    on, and only in a record of the same length does that round come when the answer ends."""
     count = tokens.size
     low = int(np.searchsorted(tokens, output_tokens, side="left"))
     high = int(np.searchsorted(tokens, output_tokens, side="right"))
-    wanted = min(count, max(_NEAR_LEAST, count // _NEAR_SHARE))
+    wanted = min(count, _NEAR)
     more = max(0, wanted - (high - low))
     low = max(0, min(low - more // 2, count - wanted))
     return low, max(high, low + wanted)

@@ -113,7 +113,6 @@ def not_shown(fit: CensoredFit, explore: Exploration) -> list[str]:
 def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
     """An acceptance log of whole blocks, as ``simulator.acceptance_empirical`` reads it."""
     rounds = log.rounds
-    committed = np.bincount(rounds.request, rounds.accepted + 1)
     table = pa.table(
         {
             "request": rounds.request,
@@ -123,7 +122,7 @@ def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
                 pa.array(rounds.logits.ravel()), rounds.gamma
             ),
             "accepted": runs,
-            "output_tokens": (committed + 1).astype(np.int64)[rounds.request],
+            "output_tokens": log.output_tokens[rounds.request],
         }
     )
     try:
@@ -229,7 +228,10 @@ def _command(arguments: argparse.Namespace) -> int:
     served: dict[str, Served] = {}
     if arguments.requests:
         requests, _ = read_requests(arguments.requests)
-        served = {r.request_id: Served(domain=r.domain or "") for r in requests}
+        served = {
+            r.request_id: Served(domain=r.domain or "", output_tokens=r.output_tokens)
+            for r in requests
+        }
     folders = arguments.step_log
     found = calibrate(
         (record for folder in folders for record in read(folder)),

@@ -28,6 +28,9 @@ class EngineConfig:
     """Prompt tokens admitted into one prefill step unless a single prompt is longer."""
     prefill_decode_interval: int = 0
     """Decode steps that running requests get after a prefill step before the next one may start."""
+    min_free_slots_delay: int | None = None
+    """Free places in the decode batch below which no new prompt is prefilled. None is SGLang's own
+    choice: a sixth of the batch limit, 2 to 4, under speculation from a limit of 8 on, else 1."""
     enable_mixed_chunk: bool = False
     """Running requests advance by one token within prefill steps instead of waiting."""
     page_size: int = 1
@@ -57,6 +60,8 @@ class EngineConfig:
             raise ValueError(
                 f"prefill_decode_interval {self.prefill_decode_interval} must be at least 0"
             )
+        if self.min_free_slots_delay is not None and self.min_free_slots_delay < 1:
+            raise ValueError(f"min_free_slots_delay {self.min_free_slots_delay} must be at least 1")
         if self.max_running_requests > 8192:
             raise ValueError(f"max_running_requests {self.max_running_requests} must be <= 8192")
         if self.confidence_lag_steps > 16:
@@ -78,13 +83,15 @@ class EngineConfig:
         block_tokens: int,
         seed: int,
         closed_loop: bool,
-        prefill_only: bool = False,
+        speculative: bool = False,
+        role: str = "serve",
     ) -> Engine:
         """The settings as compiled code reads them, for a pool of ``kv_pool_tokens``.
 
-        A ``prefill_only`` engine hands requests over at their first token, and admits them without
-        room for an output.
+        An engine of role ``prefill`` hands requests over at their first token, and admits them
+        without room for an output; one of role ``decode`` admits them as they come.
         """
+        prefill_only = role == "prefill"
         pool = kv_pool_tokens
         if pool < 4 * REQUEST_MARGIN_TOKENS:
             raise ValueError(
@@ -100,6 +107,7 @@ class EngineConfig:
             chunk_tokens=self.chunked_prefill_size,
             max_prefill_tokens=self.max_prefill_tokens,
             prefill_decode_interval=self.prefill_decode_interval,
+            min_free_slots=1 if role == "decode" else self._min_free_slots(speculative),
             mixed_chunk=self.enable_mixed_chunk,
             page_tokens=self.page_size,
             pool_pages=pool // self.page_size,
@@ -114,3 +122,10 @@ class EngineConfig:
             closed_loop=closed_loop,
             seed=seed,
         )
+
+    def _min_free_slots(self, speculative: bool) -> int:
+        """As SGLang 0.5.21, managers/min_free_slots_delayer.py, resolves it."""
+        most = self.max_running_requests
+        if self.min_free_slots_delay is not None:
+            return min(self.min_free_slots_delay, most)
+        return min(4, max(2, (most + 5) // 6)) if speculative and most >= 8 else 1

@@ -15,6 +15,7 @@ from simulator.acceptance import AcceptanceTables
 from simulator.decode import commit, draft, make_room, plan_and_time
 from simulator.layout import DECODE_STEP, MIXED_STEP, PREFILL_STEP, Engine, Memory
 from simulator.prefill import (
+    drop_finished,
     finish_prefill_step,
     form_prefill_batch,
     prefill_step_seconds,
@@ -149,7 +150,9 @@ def advance(
                 new += memory.batch_tokens[i]
             committed = state.committed_tokens
             if riding > 0:
+                drop_finished(memory)
                 _, finished = commit(memory, engine, work, False)
+                state.batch_full = 0 if finished > 0 else state.batch_full
             finished += finish_prefill_step(memory, engine, admitted)
             committed = state.committed_tokens - committed
             kind = MIXED_STEP if riding > 0 else PREFILL_STEP
@@ -160,6 +163,7 @@ def advance(
                 float(committed), 0, new + riding, 0, committed, new, context,
             )  # fmt: skip
         elif state.running > 0:
+            drop_finished(memory)
             make_room(memory, engine, step_tokens)
             if speculative:
                 as_sglang = policy.code == SGLANG
@@ -171,6 +175,7 @@ def advance(
             )
             state.now_s += step_s
             committed, finished = commit(memory, engine, work, speculative)
+            state.leaving += finished
             _record(
                 memory, engine, DECODE_STEP, requests, start_s, predicted_s, expected, reason,
                 tokens, tokens - requests, committed, 0, context,

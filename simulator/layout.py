@@ -81,6 +81,7 @@ STATE = np.dtype(
         ("running", np.int64),
         ("chunked", np.int64),
         ("batch_full", np.int64),
+        ("leaving", np.int64),
         ("done", np.int64),
         ("handed", np.int64),
         ("outgoing", np.int64),
@@ -104,7 +105,8 @@ STATE = np.dtype(
     ],
     align=True,
 )
-"""``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
+"""``leaving`` counts the finished requests that still hold places in the decode batch;
+``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
 still to be prefilled or found in the cache, for it and the queue; ``handed`` counts requests
 handed over after their prefill, the last ``outgoing`` of them in the outbox; ``left_before`` counts
 the requests that had left the replica when its last step began, which is all that a router may know
@@ -156,6 +158,7 @@ class Engine(NamedTuple):
     chunk_tokens: int
     max_prefill_tokens: int
     prefill_decode_interval: int
+    min_free_slots: int
     mixed_chunk: bool
     page_tokens: int
     pool_pages: int
@@ -281,7 +284,7 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
         memory.blocks[:] = 0
     for name in (
         "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
-        "waiting_tokens", "running", "batch_full", "prefills_since", "prefills_per_step",
+        "waiting_tokens", "running", "batch_full", "leaving", "prefills_since", "prefills_per_step",
         "prefills_wait",
     ):  # fmt: skip
         state[name] = 0

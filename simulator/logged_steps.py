@@ -34,6 +34,8 @@ class Served:
     domain: str = ""
     cached_tokens: int = 0
     """Prompt tokens that the prefix cache spared it."""
+    output_tokens: int = 0
+    """Length of its answer; 0 where unknown."""
     first_s: float = math.nan
     """When its first token was there, on any clock; tells prefill steps apart."""
 
@@ -50,6 +52,9 @@ class Logged:
     """Names of ``rounds.domain``."""
     names: tuple[str, ...]
     """Request ids of ``rounds.request``."""
+    output_tokens: Ints
+    """[requests] length of each answer; where unknown what its steps committed, which may reach
+    beyond the end of the text."""
     record: Ints
     """[N] the step that each round was part of."""
     times: StepTimes
@@ -80,6 +85,7 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
     }
     numbers: dict[str, int] = {}
     counts: dict[str, int] = {}
+    committed: dict[str, int] = {}
     rows: list[tuple[int, int, int, int, int, int]] = []
     logits: list[Any] = []
     names = [served.get(rid, NO_ONE).domain for step in steps for rid in step.request_ids]
@@ -93,6 +99,7 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
         for i, rid in enumerate(step.request_ids):
             number = numbers.setdefault(rid, len(numbers))
             order = counts[rid] = counts.get(rid, -1) + 1
+            committed[rid] = committed.get(rid, 1) + int(step.accepted[i]) + 1
             if step.degraded:
                 left_out["verified in full because the policy failed"] += 1
             elif not np.isfinite(step.state.logits[i]).all():
@@ -116,6 +123,9 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
         ),
         domains=tuple(domains),
         names=tuple(numbers),
+        output_tokens=np.array(
+            [served.get(rid, NO_ONE).output_tokens or committed[rid] for rid in numbers], np.int64
+        ),
         record=columns[5],
         times=_step_times(steps, served, gamma),
         steps=steps,

@@ -3,7 +3,7 @@
 First come, first served; a running chunked prefill goes first; a request is admitted when its
 prompt and a share (``new_token_ratio``) of the output it might still produce fit into free and
 evictable KV; one whose KV was transferred here joins the decode batch without a step. Source:
-SGLang 0.5.21, managers/schedule_policy.py (PrefillAdder). Knows no policy.
+SGLang 0.5.21, managers/schedule_policy.py (PrefillAdder) and scheduler.py. Knows no policy.
 """
 
 from __future__ import annotations
@@ -104,16 +104,33 @@ def _hand_over(memory: Memory, engine: Engine, r: int) -> None:
 
 
 @compiled
+def drop_finished(memory: Memory) -> None:
+    """Take the requests that finished out of the decode batch, as SGLang does when it decodes next:
+    until then they hold their places, and nobody is admitted into a full batch."""
+    state = memory.state[0]
+    if state.leaving > 0:
+        state.leaving = 0
+        state.batch_full = 0
+
+
+@compiled
 def form_prefill_batch(memory: Memory, engine: Engine) -> int:
     """Admit what fits into the next prefill step; return the number of requests in it.
 
     Fills ``memory.batch`` and ``memory.batch_tokens``. 0 means that the engine should decode.
     """
     state = memory.state[0]
-    if state.prefills_wait > 0 and state.running > 0:
+    if state.running == 0:
+        drop_finished(memory)
+    elif state.prefills_wait > 0:
         state.prefills_wait -= 1
         return 0
-    if state.chunked < 0 and (state.batch_full == 1 or state.queued == 0):
+    held = state.running + state.leaving
+    if state.chunked < 0 and (
+        state.batch_full == 1
+        or state.queued == 0
+        or (held > 0 and engine.max_running - held < engine.min_free_slots)
+    ):
         return 0
     page = engine.page_tokens
     mixed = state.running if engine.mixed_chunk else 0
@@ -137,7 +154,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
             state.chunked = -1
             reserved += assumed_new_tokens(memory, engine, r) + page
     while state.queued > 0 and chunk_left > 0 and input_left > 0:
-        if state.running + n >= engine.max_running:
+        if held + n >= engine.max_running:
             state.batch_full = 1
             break
         r = memory.queue[state.queue_head]
@@ -243,6 +260,7 @@ def finish_prefill_step(memory: Memory, engine: Engine, n: int) -> int:
         if request.generated >= request.output_limit:
             finish_request(memory, engine, r)
             finished += 1
+            state.batch_full = 0
         elif engine.prefill_only:
             _hand_over(memory, engine, r)
         else:
@@ -260,4 +278,3 @@ def finish_request(memory: Memory, engine: Engine, r: int) -> None:
     state.free_pages += private_pages(memory, engine, r)
     unlock_prefix(memory, r)
     state.done += 1
-    state.batch_full = 0

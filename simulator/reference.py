@@ -95,7 +95,7 @@ class ReferenceEngine:
         self.unused: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self.now_s = 0.0
         self.drafts_new = True
-        self.prefills = self.prefills_wait = 0
+        self.prefills = self.prefills_wait = self.leaving = 0
         self.prefills_per_step = 0.0
         self.steps: list[ReferenceStep] = []
 
@@ -173,10 +173,14 @@ class ReferenceEngine:
 
     def _form_batch(self) -> list[tuple[_Request, int]]:
         engine, page = self.engine, self.engine.page_tokens
-        if self.prefills_wait and self.running:
+        if not self.running:
+            self._drop_finished()
+        elif self.prefills_wait:
             self.prefills_wait -= 1
             return []
-        if self.chunked is None and (self.batch_full or not self.waiting):
+        held = len(self.running) + self.leaving
+        crowded = held > 0 and engine.max_running - held < engine.min_free_slots
+        if self.chunked is None and (self.batch_full or not self.waiting or crowded):
             return []
         riding = len(self.running) if engine.mixed_chunk else 0
         chunk_left = engine.chunk_tokens - riding
@@ -206,7 +210,7 @@ class ReferenceEngine:
                 self.chunked = None
                 reserved += self._assumed(request) + page
         while self.waiting and chunk_left > 0 and input_left > 0:
-            if len(self.running) + len(batch) >= engine.max_running:
+            if held + len(batch) >= engine.max_running:
                 self.batch_full = True
                 break
             request = self.waiting[0]
@@ -254,7 +258,11 @@ class ReferenceEngine:
             pairs += tokens * (request.kv + 0.5 * tokens)
         pairs += float(sum(request.kv for request in riding))
         self.now_s += prefill_seconds(self.truth, new + len(riding), pairs) + self.truth.host_s
-        committed = self._commit([0] * len(riding), [0] * len(riding)) if riding else 0
+        committed = 0
+        if riding:
+            self._drop_finished()
+            committed = self._commit([0] * len(riding), [0] * len(riding))
+            self.batch_full = self.batch_full and len(self.running) == len(riding)
         for request, tokens in batch:
             request.kv += tokens
             self._share(request)
@@ -266,6 +274,7 @@ class ReferenceEngine:
             committed += 1
             if request.generated >= request.limit:
                 self._finish(request)
+                self.batch_full = False
             else:
                 request.logits, request.ages = [], []
                 request.drafts, request.note = self.drafts_new, math.nan
@@ -301,6 +310,7 @@ class ReferenceEngine:
 
     def _decode(self) -> None:
         start_s = self.now_s
+        self._drop_finished()
         self._make_room(self.gamma + 1 if self.speculative else 1)
         rows = len(self.running)
         outcomes = [self._draw(q) for q in self.running] if self.speculative else [0] * rows
@@ -310,6 +320,7 @@ class ReferenceEngine:
         tokens = rows + sum(lengths)
         self.now_s += decode_step_seconds(self.truth, tokens, rows, drafted, context)
         committed = self._commit(lengths, outcomes)
+        self.leaving += rows - len(self.running)
         self._log(start_s, rows, tokens, tokens - rows, committed, 0)
 
     def _draw(self, q: _Request) -> int:
@@ -391,7 +402,10 @@ class ReferenceEngine:
         request.finish_s = self.now_s
         self.free += self._private(request)
         self._unlock(request)
-        self.batch_full = False
+
+    def _drop_finished(self) -> None:
+        self.batch_full = self.batch_full and not self.leaving
+        self.leaving = 0
 
     def _log(
         self, start_s: float, requests: int, computed: int, verify: int, committed: int, new: int

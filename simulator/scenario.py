@@ -16,7 +16,7 @@ import numpy as np
 
 from sglang_dspark.core.cost import CostModel
 from sglang_dspark.core.planner import compile_policy
-from sglang_dspark.core.policy import PolicyFile
+from sglang_dspark.core.policy import NoSpeculation, PolicyFile
 from simulator.acceptance import AcceptanceProfile
 from simulator.config import EngineConfig
 from simulator.fleet_config import FleetConfig
@@ -143,7 +143,8 @@ class Scenario:
             block_tokens=self.trace.block_tokens,
             seed=self.seed,
             closed_loop=self.concurrency is not None,
-            prefill_only=pool.role == "prefill",
+            speculative=not isinstance(self.policy.policy, NoSpeculation),
+            role=pool.role,
         )
 
 

@@ -135,6 +135,31 @@ def test_an_interval_between_prefills_feeds_who_decodes() -> None:
 
 
 @pytest.mark.law
+@pytest.mark.parametrize(
+    ("policy", "running", "given", "free"),
+    [("fixed", 16, None, 3), ("fixed", 48, None, 4), ("fixed", 7, None, 1), ("none", 16, None, 1),
+     ("fixed", 16, 1, 1), ("none", 16, 5, 5)],
+)  # fmt: skip
+def test_a_full_batch_waits_for_places_and_for_who_finished_to_go(
+    policy: str, running: int, given: int | None, free: int
+) -> None:
+    """--min-free-slots-delay, and that SGLang takes a finished request out when it decodes next."""
+    engine = {"max_running_requests": running, "min_free_slots_delay": given}
+    outcome, steps = logged(scenario(policy, trace(600, rate=500.0), engine=engine))
+    crowd = steps[: np.flatnonzero(steps["queued"])[-1]]  # somebody waited all the time
+    before, after = crowd[:-1], crowd[1:]
+    starts = (after["kind"] == PREFILL_STEP) & (before["kind"] == DECODE_STEP)
+    # What the step before the prefill left behind, the finished ones still counted.
+    held = before["requests"][starts]
+    assert starts.sum() > 20
+    assert (running - held >= free).all()
+    assert (running - held == free).any()
+    full = (before["kind"] == DECODE_STEP) & (running - before["requests"] < free)
+    assert (after["kind"][full] == DECODE_STEP).all()
+    assert (outcome.requests["status"] == COMPLETED).all()
+
+
+@pytest.mark.law
 def test_littles_law_links_the_batch_in_the_step_log_to_request_latencies() -> None:
     outcome, steps = logged(scenario("fixed", trace(4000, rate=40.0)))
     ends = steps["start_s"] + steps["duration_s"]

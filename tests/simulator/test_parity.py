@@ -54,8 +54,16 @@ def assert_parity(case: Scenario) -> Records:
         {"enable_mixed_chunk": True, "chunked_prefill_size": 300, "max_running_requests": 8},
         {"chunked_prefill_size": 96, "max_running_requests": 4, "confidence_lag_steps": 1},
         {"chunked_prefill_size": 96, "prefill_decode_interval": 3},
+        {"max_running_requests": 9},
     ],
-    ids=["default", "short of memory", "mixed chunks", "small chunks", "prefills that wait"],
+    ids=[
+        "default",
+        "short of memory",
+        "mixed chunks",
+        "small chunks",
+        "prefills that wait",
+        "places that wait",
+    ],
 )
 def test_kernel_and_reference_agree_to_the_byte(policy: str, engine: dict[str, int]) -> None:
     requests = trace(60, rate=30.0, block_tokens=64)
@@ -113,18 +121,19 @@ def test_the_short_memory_case_does_retract() -> None:
     chunk=st.integers(40, 2000),
     running=st.integers(1, 32),
     interval=st.integers(0, 5),
+    free=st.one_of(st.none(), st.integers(1, 40)),
     mixed=st.booleans(),
     lag=st.integers(1, 4),
 )
 def test_any_engine_setting_keeps_parity_and_conservation(
     policy: str, seed: int, rate: float, block_tokens: int, page_size: int, pool: int,
-    admission: int, chunk: int, running: int, interval: int, mixed: bool,
-    lag: int,
+    admission: int, chunk: int, running: int, interval: int,
+    free: int | None, mixed: bool, lag: int,
 ) -> None:  # fmt: skip
     engine = {
         "page_size": page_size, "kv_pool_tokens": pool, "admission_new_tokens": admission,
         "chunked_prefill_size": chunk, "max_running_requests": running,
-        "prefill_decode_interval": interval,
+        "prefill_decode_interval": interval, "min_free_slots_delay": free,
         "enable_mixed_chunk": mixed and running < chunk, "confidence_lag_steps": lag,
     }  # fmt: skip
     requests = trace(25, rate=rate, seed=seed, block_tokens=block_tokens)
