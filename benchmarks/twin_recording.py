@@ -57,6 +57,8 @@ ENGINE = EngineConfig(
     max_running_requests=16,
     chunked_prefill_size=256,
     max_prefill_tokens=16384,
+    # SGLang's own DSPARK waits for free places; the plugin's worker on 0.5.15.post1 does not.
+    min_free_slots_delay=None if is_built_in() else 1,
     page_size=1,
     enable_prefix_cache=True,
     kv_pool_tokens=16384,

@@ -4,9 +4,10 @@ Owns the log's format and its checks. A log is a Parquet file with one row per v
     request int, step int, domain string, logits list of K floats, accepted int
 ``logits`` are the raw confidence logits of all K positions, ``accepted`` the number of leading
 draft tokens that the target would accept out of the **whole** block: rounds that a scheduler had
-cut short say too little; ``simulator.calibrate`` completes them. One more column may be there,
-    output_tokens int
-of the request, where its rounds brought it fewer than the accepted ones.
+cut short say too little; ``simulator.calibrate`` completes them, and says in two more columns
+    position int, output_tokens int
+where in the answer each round began and how long the answer was. Without them every round is taken
+to have committed what was accepted.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class EmpiricalProfile:
     """[domains + 1] where each domain's recorded requests begin."""
     output_tokens: IntArray
     """[recorded requests] how long each one's answer was."""
+    position: IntArray
+    """[rounds] output tokens before each round, the prefill's not counted."""
 
     def tables(self, domain_names: Sequence[str]) -> AcceptanceTables:
         """Dense tables aligned with a trace's domain names.
@@ -88,6 +91,7 @@ class EmpiricalProfile:
             log_first_round=self.first_round,
             log_request=order,
             log_tokens=self.output_tokens[order],
+            log_position=self.position,
             log_first_request=np.cumsum([0, *map(len, records)], dtype=np.int64),
         )
 
@@ -151,16 +155,27 @@ def read_empirical_profile(path: Path) -> EmpiricalProfile:
             f"{path}: column 'domain': request {torn} has rounds in more than one domain; give a "
             "request one domain"
         )
+    ends = np.append(starts[1:], len(order))
     if "output_tokens" in table.column_names:
         tokens = _integers(path, table, "output_tokens")
         _refuse(path, "output_tokens", tokens < 1, tokens, "it must be >= 1")
-        first = np.repeat(tokens[order][starts], np.diff(starts, append=len(order)))
+        first = np.repeat(tokens[order][starts], ends - starts)
         differs = np.empty(len(order), np.bool_)
         differs[order] = tokens[order] != first
         _refuse(path, "output_tokens", differs, tokens, "another row of the request differs")
         output_tokens = tokens[order][starts]
-    else:  # what the rounds committed, and the token of the prefill
+    else:
         output_tokens = np.add.reduceat(accepted[order] + 1, starts) + 1
+    if "position" in table.column_names:
+        given = _integers(path, table, "position")
+        position = given[order]
+        wrong = np.empty(len(order), np.bool_)
+        rises = np.diff(position, prepend=-1) > 0
+        wrong[order] = np.where(np.isin(np.arange(len(order)), starts), position < 0, ~rises)
+        _refuse(path, "position", wrong, given, "it must be >= 0 and rise from round to round")
+    else:
+        before = np.cumsum(accepted[order] + 1) - accepted[order] - 1
+        position = before - np.repeat(before[starts], ends - starts)
     return EmpiricalProfile(
         name=path.stem,
         gamma=gamma,
@@ -170,6 +185,7 @@ def read_empirical_profile(path: Path) -> EmpiricalProfile:
         first_round=np.append(starts, len(order)).astype(np.int64),
         first_request=np.searchsorted(codes[starts], np.arange(len(names) + 1)).astype(np.int64),
         output_tokens=output_tokens,
+        position=position,
     )
 
 

@@ -132,6 +132,7 @@ class FittedProfile:
             log_first_round=np.zeros(1, np.int64),
             log_request=np.zeros(0, np.int64),
             log_tokens=np.zeros(0, np.int64),
+            log_position=np.zeros(0, np.int64),
             log_first_request=np.zeros(len(rows) + 1, np.int64),
         )
 

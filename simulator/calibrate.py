@@ -122,6 +122,7 @@ def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
                 pa.array(rounds.logits.ravel()), rounds.gamma
             ),
             "accepted": runs,
+            "position": log.position,
             "output_tokens": log.output_tokens[rounds.request],
         }
     )

@@ -132,6 +132,7 @@ def draft(
             request.domain,
             request.difficulty,
             request.step_state,
+            request.generated - 1,
             memory.logits,
         )
         request.step_state = step_state

@@ -55,6 +55,8 @@ class Logged:
     output_tokens: Ints
     """[requests] length of each answer; where unknown what its steps committed, which may reach
     beyond the end of the text."""
+    position: Ints
+    """[N] output tokens before each round, the prefill's not counted."""
     record: Ints
     """[N] the step that each round was part of."""
     times: StepTimes
@@ -86,7 +88,7 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
     numbers: dict[str, int] = {}
     counts: dict[str, int] = {}
     committed: dict[str, int] = {}
-    rows: list[tuple[int, int, int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, int, int, int]] = []
     logits: list[Any] = []
     names = [served.get(rid, NO_ONE).domain for step in steps for rid in step.request_ids]
     domains = sorted(set(names))
@@ -99,7 +101,8 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
         for i, rid in enumerate(step.request_ids):
             number = numbers.setdefault(rid, len(numbers))
             order = counts[rid] = counts.get(rid, -1) + 1
-            committed[rid] = committed.get(rid, 1) + int(step.accepted[i]) + 1
+            position = committed.get(rid, 0)
+            committed[rid] = position + int(step.accepted[i]) + 1
             if step.degraded:
                 left_out["verified in full because the policy failed"] += 1
             elif not np.isfinite(step.state.logits[i]).all():
@@ -109,9 +112,9 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
             else:
                 domain = code[served.get(rid, NO_ONE).domain]
                 length, kept = int(step.plan.lengths[i]), int(step.accepted[i])
-                rows.append((number, order, domain, length, kept, s))
+                rows.append((number, order, domain, length, kept, s, position))
                 logits.append(step.state.logits[i])
-    columns = np.array(rows, dtype=np.int64).reshape(-1, 6).T
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 7).T
     return Logged(
         rounds=Rounds(
             request=columns[0],
@@ -124,9 +127,11 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
         domains=tuple(domains),
         names=tuple(numbers),
         output_tokens=np.array(
-            [served.get(rid, NO_ONE).output_tokens or committed[rid] for rid in numbers], np.int64
+            [served.get(rid, NO_ONE).output_tokens or committed[rid] + 1 for rid in numbers],
+            np.int64,
         ),
         record=columns[5],
+        position=columns[6],
         times=_step_times(steps, served, gamma),
         steps=steps,
         left_out={why: count for why, count in left_out.items() if count},

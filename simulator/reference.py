@@ -328,7 +328,7 @@ class ReferenceEngine:
         drawn = np.empty(self.gamma)
         accepted, q.state = draw_round(
             self.acceptance, self.engine.seed, q.number, q.rounds, q.domain,
-            q.difficulty, q.state, drawn,
+            q.difficulty, q.state, q.generated - 1, drawn,
         )  # fmt: skip
         if q.drafts:
             q.logits.append(drawn)

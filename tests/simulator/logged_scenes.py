@@ -71,7 +71,7 @@ def planned_log(
         runs = []
         for i, (number, one) in enumerate(running.items()):
             run, one[2] = draw_round(
-                tables, seed, number, one[0], number % domains, one[1], one[2], logits[i]
+                tables, seed, number, one[0], number % domains, one[1], one[2], 0, logits[i]
             )
             one[0] += 1
             history[number].append(logits[i].copy())

@@ -41,7 +41,7 @@ def rounds_of(
     difficulty, state = begin_request(tables, seed, request, domain, 100)
     for s in range(rounds):
         accepted[s], state = draw_round(
-            tables, seed, request, s, domain, difficulty, state, logits[s]
+            tables, seed, request, s, domain, difficulty, state, 0, logits[s]
         )
         states[s] = state
     return accepted, states, logits
@@ -67,8 +67,8 @@ def test_accepted_lies_within_the_block_and_the_same_key_draws_the_same(
     state: float,
 ) -> None:
     one, other = np.full(7, np.nan), np.full(9, np.nan)
-    first = draw_round(tables, seed, request, step, domain, difficulty, state, one)
-    again = draw_round(tables, seed, request, step, domain, difficulty, state, other)
+    first = draw_round(tables, seed, request, step, domain, difficulty, state, 0, one)
+    again = draw_round(tables, seed, request, step, domain, difficulty, state, 0, other)
     assert first == again
     assert 0 <= first[0] <= tables.gamma
     assert np.array_equal(one, other[:7])
@@ -85,7 +85,7 @@ def test_a_round_does_not_depend_on_what_was_drawn_before_it(tables: AcceptanceT
             assert np.array_equal(one, other)
     difficulty, _ = begin_request(tables, 5, 7, 0, 100)
     logits = np.empty(7)
-    accepted, state = draw_round(tables, 5, 7, 30, 0, difficulty, straight[7][1][29], logits)
+    accepted, state = draw_round(tables, 5, 7, 30, 0, difficulty, straight[7][1][29], 0, logits)
     assert accepted == straight[7][0][30]
     assert state == straight[7][1][30]
     assert np.array_equal(logits, straight[7][2][30])
@@ -197,7 +197,7 @@ def test_a_perfect_head_shows_the_true_logit(tables: AcceptanceTables) -> None:
         confidence_noise=np.zeros((4, 7)),
     )
     logits = np.empty(7)
-    _, state = draw_round(perfect, 1, 2, 3, 1, 0.25, -0.5, logits)
+    _, state = draw_round(perfect, 1, 2, 3, 1, 0.25, -0.5, 0, logits)
     assert logits == pytest.approx(tables.mean_logit[1] + 0.25 + state)
 
 
@@ -209,8 +209,8 @@ def test_rows_follow_the_traces_domains_and_the_last_row_serves_requests_without
     assert np.array_equal(rows, listed[[2, 0, 0]])
     logits, default = np.empty(7), np.empty(7)
     tables = profile.tables(("math", "chat"))
-    assert draw_round(tables, 1, 2, 3, -1, 0.1, 0.2, logits) == draw_round(
-        tables, 1, 2, 3, 1, 0.1, 0.2, default
+    assert draw_round(tables, 1, 2, 3, -1, 0.1, 0.2, 0, logits) == draw_round(
+        tables, 1, 2, 3, 1, 0.1, 0.2, 0, default
     )
     assert np.array_equal(logits, default)
 

@@ -53,7 +53,7 @@ def simulate(
         step = 0
         while tokens < output_tokens:
             accepted, state = draw_round(
-                tables, 1, request, step, domain, difficulty, state, logits
+                tables, 1, request, step, domain, difficulty, state, 0, logits
             )
             survival = 1.0
             for k in range(gamma):
@@ -81,7 +81,7 @@ def simulate_threshold(
         step = 0
         while tokens < output_tokens:
             accepted, state = draw_round(
-                tables, 1, request, step, domain, difficulty, state, logits
+                tables, 1, request, step, domain, difficulty, state, 0, logits
             )
             length = 0
             while length < tables.gamma and logits[length] >= least_logit:

@@ -56,10 +56,13 @@ def replayed(
     tables: AcceptanceTables, seed: int, request: int, domain: int, rounds: int
 ) -> list[tuple[int, tuple[float, ...]]]:
     difficulty, state = begin_request(tables, seed, request, domain, 100)
-    found = []
+    found, position = [], 0
     for step in range(rounds):
         logits = np.empty(GAMMA)
-        accepted, state = draw_round(tables, seed, request, step, domain, difficulty, state, logits)
+        accepted, state = draw_round(
+            tables, seed, request, step, domain, difficulty, state, position, logits
+        )
+        position += accepted + 1
         found.append((accepted, tuple(logits.tolist())))
     return found
 
@@ -159,6 +162,46 @@ def test_long_requests_replay_long_ones(tmp_path: Path) -> None:
         assert 279 <= begin_request(tables, 1, request, 0, 300)[0] < 319
 
 
+@pytest.mark.law
+def test_a_round_inside_a_recorded_one_has_what_is_left_of_its_run(tmp_path: Path) -> None:
+    """A record of runs 3, 0, 2: tokens 0..3, 4, 5..7; the first of each was drafted afresh."""
+    values: dict[str, list[Any]] = {
+        "request": [5, 5, 5], "step": [0, 1, 2], "domain": ["chat"] * 3, "accepted": [3, 0, 2],
+        "logits": [[0.1, 0.2, 0.3], [1.1, 1.2, 1.3], [2.1, 2.2, 2.3]],
+    }  # fmt: skip
+    tables = load_acceptance(save(tmp_path / "log.parquet", values)).tables(("chat",))
+
+    def at(position: int, seed: int) -> tuple[int, list[float]]:
+        logits = np.empty(GAMMA)
+        accepted, _ = draw_round(tables, seed, 9, 0, 0, 0.0, 0.0, position, logits)
+        return accepted, logits.tolist()
+
+    def found(position: int) -> set[tuple[int, tuple[float, ...]]]:
+        return {(run, tuple(logits)) for run, logits in (at(position, s) for s in range(40))}
+
+    assert found(0) == {(3, (0.1, 0.2, 0.3))} == found(8)
+    assert found(4) == {(0, (1.1, 1.2, 1.3))}
+    # Two tokens are left; past the one that ended the run begins the round whose run is empty.
+    assert found(1) == {(2, (0.2, 0.3, 0.3)), (3, (0.2, 0.3, 0.3))}
+    assert found(3) == {(0, (0.3, 0.3, 0.3)), (1, (0.3, 1.1, 1.2))}
+    passed = sum(at(3, seed)[0] for seed in range(400))
+    assert 150 < passed < 250
+    # Nothing follows the last round.
+    assert found(6) == {(1, (2.2, 2.3, 2.3))}
+
+
+@pytest.mark.law
+def test_rounds_that_were_not_recorded_leave_a_gap(tmp_path: Path) -> None:
+    values: dict[str, list[Any]] = {
+        "request": [5, 5], "step": [2, 9], "domain": ["chat"] * 2, "accepted": [1, 2],
+        "position": [4, 20], "output_tokens": [30, 30],
+        "logits": [[0.1, 0.2, 0.3], [1.1, 1.2, 1.3]],
+    }  # fmt: skip
+    tables = load_acceptance(save(tmp_path / "log.parquet", values)).tables(("chat",))
+    for position, run in ((0, 1), (4, 1), (6, 2), (12, 2), (20, 2)):
+        assert draw_round(tables, 1, 9, 0, 0, 0.0, 0.0, position, np.empty(GAMMA))[0] == run
+
+
 def damage(name: str, row: int, value: object) -> Edit:
     return lambda values: values[name].__setitem__(row, value)
 
@@ -177,6 +220,10 @@ WRONG_LOGS: dict[str, tuple[Edit, str]] = {
     "outputs that differ": (
         lambda v: v.__setitem__("output_tokens", list(range(1, len(v["step"]) + 1))),
         r"column 'output_tokens', row \d+: \d+ is wrong; another row of the request differs",
+    ),
+    "a position that stands still": (
+        lambda v: v.__setitem__("position", [7] * len(v["step"])),
+        r"column 'position', row \d+: 7 is wrong; it must be >= 0 and rise from round to round",
     ),
     "accepted negative": (
         damage("accepted", 0, -1),
