@@ -308,7 +308,8 @@ def draw_twin(axes: Axes, record: Validation) -> None:
     axes.set_xticks(range(len(_TWIN_NAMES)), list(_TWIN_NAMES.values()))
     axes.grid(axis="x", visible=False)
     axes.axhline(0, color=FAINT, linewidth=0.8)
-    axes.set_ylim(-32, 66)
+    reach = max(25.0, *(110 * abs(row.error) for row in record.twin))
+    axes.set_ylim(-reach, 2 * reach)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g}" if v else "0"))
     axes.set_ylabel("predicted over measured (%)")
     handles = [
@@ -320,7 +321,8 @@ def draw_twin(axes: Axes, record: Validation) -> None:
         for load, mark in _LOAD_MARKS.items()
     ]  # fmt: skip
     axes.legend(handles=handles, loc="upper right", fontsize=_SMALL, handlelength=1.0)
-    _note(axes, 0.03, 0.97, ["outside the bands:", *missed], right=False)
+    said = ["outside the bands:", *missed] if missed else ["all inside the bands"]
+    _note(axes, 0.03, 0.97, said, right=False)
     _note(axes, 0.98, 0.03, [f"left to right: {', '.join(policies)}"], right=True)
 
 

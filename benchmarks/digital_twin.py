@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from twin_recording import ENGINE, LOADS, POLICIES, provenance, record
+from provenance import provenance
+from twin_recording import ENGINE, LOADS, POLICIES, fitted_on, record
 from twin_replay import (
     Segment,
     Twin,
@@ -91,7 +92,7 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
         (record for segment in first for record in segment.steps),
         served_of(first),
         name="cpu-fitted",
-        provenance=provenance("first third of the digital twin's recording"),
+        provenance=fitted_on("first third of the digital twin's recording"),
     )
     print(summary(found), flush=True)
     found.save(make_folder(folder / "fit"), seed=0)
@@ -164,9 +165,9 @@ def _command(arguments: argparse.Namespace) -> int:
         kept.write_bytes(pickle.dumps((segments, chosen)))
     result = compare(segments, belief, folder)
     result = {
+        **provenance(f"python benchmarks/digital_twin.py --minutes {arguments.minutes:g}"),
         "sglang": metadata.version("sglang"),
         "minutes_per_policy": arguments.minutes,
-        "cpus": os.cpu_count(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
         **chosen,
         **result,

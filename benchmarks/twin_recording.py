@@ -81,7 +81,7 @@ def server_arguments(target: Path, drafter: Path) -> list[str]:
     ]
 
 
-def provenance(source: str) -> Provenance:
+def fitted_on(source: str) -> Provenance:
     """Of the models fitted here."""
     return Provenance(
         origin="measured",
@@ -149,6 +149,7 @@ class Recording:
         """Closed loops of some sizes on every server; the largest says what it can finish."""
         for count in clients:
             for policy, server in self.servers.items():
+                flush(server)  # else what an earlier loop left there is not prefilled again
                 self.capacity[policy] = closed_loop(server, self.samples, count)
 
     def end(self, policy: str) -> None:
@@ -157,7 +158,8 @@ class Recording:
         del self.capacity[policy]
 
     def record(self, *, segment_s: float) -> None:
-        """Every third, load and policy; policies innermost, so that a drift hits all alike."""
+        """Every third, load and policy; policies innermost and in turns, so that a drift of the
+        machine's speed hits all alike."""
         slowest, fastest = min(self.capacity.values()), max(self.capacity.values())
         rates = {load: share * slowest for load, share in SHARES.items()}
         rates["heavy"] = HEAVY_SHARE * fastest
@@ -169,7 +171,7 @@ class Recording:
                 rate=rates[load], seconds=segment_s, burstiness=BURSTINESS, rng=rng
             )
             jobs = jobs_of(self.samples, arrivals_s, seed=seed)
-            for policy in POLICIES:
+            for policy in (*POLICIES[third:], *POLICIES[:third]):
                 flush(self.servers[policy])
                 tag = f"{policy}-{load}-{third}"
                 seen = send_arrivals(self.servers[policy], jobs, tag=tag)
@@ -215,7 +217,7 @@ def record(folder: Path, *, cache: Path, minutes: float) -> tuple[list[Segment],
         logs = [server.step_log for server in recording.servers.values()]
         times = logged((record for log in logs for record in read(log)), {}).times
         belief = fit_cost(
-            times, gamma=7, name="cpu-profiled", provenance=provenance("closed loops, 1 to 16")
+            times, gamma=7, name="cpu-profiled", provenance=fitted_on("closed loops, 1 to 16")
         )
         belief.model.save(folder / "profiled.json")
         recording.end(SPREADS)
