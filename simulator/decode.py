@@ -7,7 +7,7 @@ would accept (``memory.outcome``) is drawn here and never shown to it. Retractio
 
 from __future__ import annotations
 
-from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import GOODPUT, PolicyTables, Workspace, decide
 from sglang_dspark.core.goodput import PREFILL_MEMORY, Circumstances, fill_weights, slack_seconds
@@ -69,7 +69,7 @@ def _retract_one(memory: Memory, engine: Engine) -> None:
     push_waiting(memory, r)
 
 
-@compiled
+@inlined
 def make_room(memory: Memory, engine: Engine, step_tokens: int) -> None:
     """Evict cached blocks, then retract requests, until the next decode step fits."""
     state = memory.state[0]
@@ -105,7 +105,7 @@ def begin_requests(memory: Memory, engine: Engine, acceptance: AcceptanceTables)
         )
 
 
-@compiled
+@inlined
 def draft(
     memory: Memory,
     engine: Engine,
@@ -170,7 +170,7 @@ def _carry_forward(memory: Memory, slot: int, place: int, depth: int, history: i
     memory.ring[slot, place] = memory.ring[slot, before]
 
 
-@compiled
+@inlined
 def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -> tuple[int, int]:
     """Emit each request's accepted prefix and bonus token; return (tokens emitted, finished)."""
     state = memory.state[0]
@@ -227,7 +227,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
     return emitted_all, finished
 
 
-@compiled
+@inlined
 def _look_around(memory: Memory, policy: PolicyTables) -> None:
     """Fill in what ``goodput`` sees of each running request beside its survivals."""
     state = memory.state[0]
@@ -253,7 +253,7 @@ def _look_around(memory: Memory, policy: PolicyTables) -> None:
     )
 
 
-@compiled
+@inlined
 def _take_choice(memory: Memory, work: Workspace) -> int:
     """Remember for whom the next step drafts, and the notes; return for how many this one did."""
     state = memory.state[0]
@@ -268,7 +268,7 @@ def _take_choice(memory: Memory, work: Workspace) -> int:
     return drafted
 
 
-@compiled
+@inlined
 def plan_and_time(
     memory: Memory,
     engine: Engine,

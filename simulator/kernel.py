@@ -7,7 +7,7 @@ law in plain Python.
 
 from __future__ import annotations
 
-from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.cost_tables import CostTables
 from sglang_dspark.core.decide import SGLANG, PolicyTables, Workspace
 from sglang_dspark.core.state import Floats
@@ -40,7 +40,7 @@ def release(memory: Memory, count: int) -> None:
     state.inbox_head = last
 
 
-@compiled
+@inlined
 def _receive(memory: Memory) -> None:
     """Open loop: queue what has arrived by now."""
     state = memory.state[0]
@@ -52,7 +52,7 @@ def _receive(memory: Memory) -> None:
         state.inbox_head += 1
 
 
-@compiled
+@inlined
 def _context_tokens(memory: Memory) -> int:
     total = 0
     for i in range(memory.state[0].running):
@@ -60,7 +60,7 @@ def _context_tokens(memory: Memory) -> int:
     return total
 
 
-@compiled
+@inlined
 def _record(
     memory: Memory,
     engine: Engine,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.cost_tables import CostTables, prefill_seconds
 from simulator.kv_cache import (
     available_pages,
@@ -113,7 +113,7 @@ def drop_finished(memory: Memory) -> None:
         state.batch_full = 0
 
 
-@compiled
+@inlined
 def form_prefill_batch(memory: Memory, engine: Engine) -> int:
     """Admit what fits into the next prefill step; return the number of requests in it.
 
@@ -201,7 +201,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
     return n
 
 
-@compiled
+@inlined
 def prefill_step_seconds(
     memory: Memory, engine: Engine, truth: CostTables, n: int, context_tokens: int
 ) -> float:
@@ -233,7 +233,7 @@ def start_running(memory: Memory, r: int) -> None:
     state.running += 1
 
 
-@compiled
+@inlined
 def finish_prefill_step(memory: Memory, engine: Engine, n: int) -> int:
     """Account for the batch at the end of its step; return how many requests finished in it.
 

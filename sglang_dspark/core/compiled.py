@@ -52,8 +52,8 @@ def compiled(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """``compiled``, and pasted into its callers: for leaves that take a large tuple of tables,
-    whose hundred words would be copied at every call."""
+    """``compiled``, and pasted into its callers: for what takes large tuples of arrays on a hot path.
+    Their hundreds of words would be copied and their arrays counted as used at every call."""
     return _compile(function, forceinline=True)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
 from sglang_dspark.core.goodput import (
     Circumstances,
@@ -189,7 +189,7 @@ def sglang_budget(
     return best, best_step_s
 
 
-@compiled
+@inlined
 def stale_budget(
     policy: PolicyTables, costs: CostTables, stale_survival: Floats, room: int, work: Workspace
 ) -> tuple[int, float, int]:
@@ -286,7 +286,7 @@ def _plan_goodput(
     return EXHAUSTED if drafted > 0 else NO_DRAFT
 
 
-@compiled
+@inlined
 def decide(
     policy: PolicyTables,
     costs: CostTables,
