@@ -52,7 +52,7 @@ def compiled(function: F) -> F:
 
 
 def inlined(function: F) -> F:
-    """``compiled``, and pasted into its callers: for what takes large tuples of arrays on a hot path.
+    """``compiled``, and pasted into its callers: for what takes large tuples of arrays and is hot.
     Their hundreds of words would be copied and their arrays counted as used at every call."""
     return _compile(function, forceinline=True)
 
