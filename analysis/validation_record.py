@@ -20,7 +20,7 @@ TWIN_TOLERANCE = {
     "ttft_p99_ms": 0.20,
     "verified_tokens": 0.05,
 }
-"""As ``benchmarks/twin_report.py`` sets them."""
+"""Relative errors that the digital twin may have."""
 CALIBRATION, PREDICTED, SHAPE_ONLY = "calibration", "predicted", "cost shape only"
 
 

@@ -9,6 +9,11 @@
 # is 1. More arguments go to the benchmark: --tiny-on-cpu tries worker and steer without a GPU,
 # --hidden 64 --layers 2 --steps 2 tries draft.
 set -uo pipefail
+case ${1:-} in
+draft | worker | steer) ;;
+*) echo "gpu.sh: stage '${1:-}' is not draft, worker or steer" >&2 && exit 2 ;;
+esac
+[ $# -ge 2 ] || { echo "gpu.sh: no folder for the results; name one after the stage" >&2 && exit 2; }
 stage=$1 results=$2
 shift 2
 mkdir -p "$results"
@@ -30,10 +35,6 @@ worker)
     ;;
 steer)
     python benchmarks/gpu_steer.py -o "$results/gpu_steer.json" "$@" || failed=1
-    ;;
-*)
-    echo "gpu.sh: stage '$stage' is not draft, worker or steer" >&2
-    exit 2
     ;;
 esac
 exit $failed

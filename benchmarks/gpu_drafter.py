@@ -74,7 +74,8 @@ def main() -> None:
     trained = last_step(run)
     parts = rounds["batch_round_ms"]
     found = {
-        "command": " ".join(["python", "benchmarks/gpu_drafter.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/gpu_drafter.py --out run --hidden {given.hidden} "
+        f"--layers {given.layers} --steps {given.steps}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "target_parameters": parameters,

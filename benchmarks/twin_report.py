@@ -1,6 +1,6 @@
 """Predicted beside measured: the signs of policy differences, the table, the picture.
 
-Owns the tolerances. Knows results only, no server and no simulation.
+Knows results only, no server and no simulation.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from typing import Any
 import numpy as np
 from twin_replay import FIGURES
 
-TOLERANCE = {
-    "output_tok_s": 0.05,
-    "tpot_p50_ms": 0.10,
-    "ttft_p99_ms": 0.20,
-    "verified_tokens": 0.05,
-}
+from analysis.validation_record import TWIN_TOLERANCE
+
 TIE = 0.02
 """Policies that measure this close are not told apart, whatever the sign."""
 
@@ -76,7 +72,7 @@ def comparison(result: dict[str, Any], kind: str) -> list[str]:
         for name in FIGURES:
             real, simulated = row["measured"][name], row[kind][name]
             error = simulated / real - 1.0
-            mark = " " if abs(error) <= TOLERANCE[name] else "!"
+            mark = " " if abs(error) <= TWIN_TOLERANCE[name] else "!"
             text += f"{real:11.2f}{simulated:9.2f}{error:+7.1%}{mark}"
         lines.append(text)
     return lines
@@ -138,7 +134,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         values = [row[kind][name] for row in rows for kind in ("measured", "predicted")]
         ends = np.array([0.8 * min(values), 1.2 * max(values)])
         axis.plot(ends, ends, color="black", linewidth=0.8)
-        band = TOLERANCE[name]
+        band = TWIN_TOLERANCE[name]
         axis.fill_between(ends, ends * (1 - band), ends * (1 + band), color="#dddddd")
         for row in rows:
             axis.plot(

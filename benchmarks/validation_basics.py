@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 from validation_scenes import made_cost_model, made_trace, replay
 
-from analysis.validation_record import AcceptanceRow, QueueRow, TwinRow
+from analysis.validation_record import TWIN_TOLERANCE, AcceptanceRow, QueueRow, TwinRow
 from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.files import read_json
 from simulator.acceptance import load_acceptance
@@ -35,7 +35,6 @@ SERVICES = {"M/D/1": 0.5, "M/M/1": 1.0}
 """Mean wait over rho / (1 - rho) x the mean service."""
 BATCHES = 30
 
-TWIN_FIGURES = ("output_tok_s", "tpot_p50_ms", "ttft_p99_ms", "verified_tokens")
 
 PROFILES = {"dspark-qwen3-4b": "DSpark", "dflash-qwen3-4b": "DFlash", "eagle3-qwen3-4b": "Eagle3"}
 DOMAINS = ("chat", "code", "math")
@@ -129,7 +128,7 @@ def twin(path: Path) -> list[TwinRow]:
             predicted=row["predicted"][figure],
         )
         for row in read_json(path)["rows"]
-        for figure in TWIN_FIGURES
+        for figure in TWIN_TOLERANCE
     ]
 
 

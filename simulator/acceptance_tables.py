@@ -44,8 +44,7 @@ _SECOND_NORMAL = np.uint64(NORMAL_BITS)
 
 _NEAR = 16
 _PASSES = 0.5
-"""Replays of a server's log under the policy it had and under others then commit within 2 % of the
-tokens per request step that were measured; 0 and 1 are off by 4 %."""
+"""Assumed; the digital twin's ``tokens_per_request_step``, measured and predicted, checks it."""
 
 # The functions that take AcceptanceTables are inlined by force: handing the tuple to a real call
 # copies some 120 words, which costs four times what the draw itself does.
