@@ -5,10 +5,10 @@
 Starts the installed SGLang with DSPARK on this machine's CPU, one server for each policy (they wait
 while another is measured): fixed, sglang and global on a SGLang with a DSPARK of its own, none,
 fixed and global on 0.5.15.post1. Profiles them, and sends each the same bursty arrivals at three
-loads, ``--minutes`` for each policy, in three rounds. The cost model, the acceptance profile and
-the time outside the engine are fitted to the first round; the other two are replayed in the
-simulator and printed beside what was measured. Wants a quiet machine with two cores; 15 minutes
-take 50. The pair of small models is made first where it is missing.
+loads, ``--minutes`` for each policy, in short blocks and in turns. The cost model, the acceptance
+profile and the time outside the engine are fitted to the first third; the others are replayed in
+the simulator and printed beside what was measured. Wants a quiet machine with two cores; 15 minutes
+take 55. The pair of small models is made first where it is missing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import numpy as np
 from provenance import provenance
 from twin_recording import ENGINE, LOADS, POLICIES, fitted_on, record
 from twin_replay import (
+    Outside,
     Segment,
     Twin,
     at_speed,
     drift,
     measured,
-    outside_s,
     pooled,
     served_of,
     trace_of,
@@ -96,11 +96,11 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
     )
     print(summary(found), flush=True)
     found.save(make_folder(folder / "fit"), seed=0)
-    extra_s = outside_s(first, found.cost.model)
-    outside_ms = dict(zip(("p50", "p99"), 1e3 * np.percentile(extra_s, (50, 99)), strict=True))
+    outside = Outside.of(first, found.cost.model)
+    outside_ms = {"idle": 1e3 * outside.idle_s, "busy": 1e3 * outside.busy_s}
     print(
-        f"outside the engine: {outside_ms['p50']:.1f} ms of a first token, p99 "
-        f"{outside_ms['p99']:.1f} ms",
+        f"outside the engine: {outside_ms['idle']:.1f} ms of a first token that found it idle, "
+        f"{outside_ms['busy']:.1f} ms of others",
         flush=True,
     )
     twin = Twin(
@@ -108,19 +108,19 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
         acceptance=load_acceptance(folder / "fit" / "acceptance.parquet"),
         belief=belief,
         engine=ENGINE,
-        outside_s=extra_s,
+        outside=outside,
     )
-    rows = []
+    rows, blocks = [], {}
     for load, policy in itertools.product(LOADS, POLICIES):
         replayed = [
             segment
             for segment in segments
             if (segment.policy, segment.load) == (policy, load) and segment.third
         ]
-        real = [measured(segment) for segment in replayed]
+        real = blocks[load, policy] = [measured(segment) for segment in replayed]
         traces = [
-            trace_of(segment, folder / f"{policy}-{load}-{segment.third}.jsonl")
-            for segment in replayed
+            trace_of(segment, folder / f"{policy}-{load}-{number}.jsonl")
+            for number, segment in enumerate(replayed)
         ]
         simulated = [twin.predict(trace, policy, seeds=SEEDS) for trace in traces]
         drifts = [drift(segment, twin.cost_model) for segment in replayed]
@@ -138,16 +138,15 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
                 "of_capacity": mean_load([twin.load(trace, policy) for trace in traces]),
                 "drift": drifts,
                 "measured": pooled(real).figures(),
-                "measured_thirds": [one.figures() for one in real],
                 "predicted": pooled(simulated).figures(),
                 "predicted_at_speed": pooled(paced).figures(),
             }
         )
     return {
         "fit": found.report(),
-        "outside_ms": {name: float(value) for name, value in outside_ms.items()},
+        "outside_ms": outside_ms,
         "rows": rows,
-        "signs": signs(rows),
+        "signs": signs(rows, blocks),
         "censoring": censoring(segments),
     }
 

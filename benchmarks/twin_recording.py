@@ -47,6 +47,9 @@ SHARES = {"light": 0.35, "medium": 0.65}
 """Of the capacity of the slowest policy; heavy is a share of the fastest one's."""
 HEAVY_SHARE = 0.85
 THIRDS = 3
+BLOCKS = 4
+"""Of every third at every load, policies in turns: the speed of a machine drifts by a few per cent
+within minutes, and long blocks would book that on a policy."""
 BURSTINESS = 0.5
 CLIENTS = (1, 2, 4, 8, 16)
 PROFILE_S = 5.0
@@ -157,23 +160,21 @@ class Recording:
         self.servers.pop(policy).stop()
         del self.capacity[policy]
 
-    def record(self, *, segment_s: float) -> None:
-        """Every third, load and policy; policies innermost and in turns, so that a drift of the
-        machine's speed hits all alike."""
+    def record(self, *, block_s: float) -> None:
+        """Every third, block, load and policy, policies innermost and in turns."""
         slowest, fastest = min(self.capacity.values()), max(self.capacity.values())
         rates = {load: share * slowest for load, share in SHARES.items()}
         rates["heavy"] = HEAVY_SHARE * fastest
         self.rates = rates
-        for third, (number, load) in itertools.product(range(THIRDS), enumerate(LOADS)):
-            seed = 10 * third + number
+        order = itertools.product(range(THIRDS), range(BLOCKS), LOADS)
+        for seed, (third, block, load) in enumerate(order):
             rng = np.random.default_rng(seed)
-            arrivals_s = bursty_s(
-                rate=rates[load], seconds=segment_s, burstiness=BURSTINESS, rng=rng
-            )
+            arrivals_s = bursty_s(rate=rates[load], seconds=block_s, burstiness=BURSTINESS, rng=rng)
             jobs = jobs_of(self.samples, arrivals_s, seed=seed)
-            for policy in (*POLICIES[third:], *POLICIES[:third]):
+            turn = seed // len(LOADS) % len(POLICIES)
+            for policy in (*POLICIES[turn:], *POLICIES[:turn]):
                 flush(self.servers[policy])
-                tag = f"{policy}-{load}-{third}"
+                tag = f"{policy}-{load}-{third}.{block}"
                 seen = send_arrivals(self.servers[policy], jobs, tag=tag)
                 self.windows.append((policy, load, third, seen))
                 print(f"recorded {tag}: {len(seen)} requests", flush=True)
@@ -226,7 +227,7 @@ def record(folder: Path, *, cache: Path, minutes: float) -> tuple[list[Segment],
             wait_ready(recording.servers[policy])
         recording.profile(CLIENTS[-1:])
         print(f"capacity, requests per second: {recording.capacity}", flush=True)
-        recording.record(segment_s=60.0 * minutes / (THIRDS * len(LOADS)))
+        recording.record(block_s=60.0 * minutes / (THIRDS * BLOCKS * len(LOADS)))
         segments = recording.segments()
         chosen = {"capacity_req_s": recording.capacity, "rates_req_s": recording.rates}
         return segments, belief.model, chosen

@@ -31,6 +31,9 @@ from traces import Request, Trace, write_trace
 
 Floats = npt.NDArray[np.float64]
 
+_FEW = 8
+"""Requests of a step that leaves places in the batch, so that nobody waits for one."""
+
 FIGURES = ("output_tok_s", "tpot_p50_ms", "ttft_p99_ms", "verified_tokens")
 """What is compared: tokens per second from the first arrival to the last token, milliseconds as
 the client sees them, and tokens computed per request and step, the anchor included."""
@@ -173,40 +176,75 @@ def at_speed(model: CostModel, factor: float) -> CostModel:
     )
 
 
-def outside_s(segments: Sequence[Segment], model: CostModel) -> Floats:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outside:
     """Seconds of a first token outside the engine: HTTP, tokens and text, both ways.
 
-    From requests that found the engine idle: what their first token took beyond the prefill, by
-    the median, since pauses are not the rule. Never less than what the last token takes from the
-    end of its step to the client, which is the way back alone. The way back is measured for every
-    request, so that its spread is known: the answer is a sample to draw from.
+    A server that sleeps takes longer to answer than one that works, which takes a request up
+    between two steps.
     """
-    tables = model.tables(1, 1)
-    found, back = [], []
-    for segment in segments:
-        begin = np.array([step.end_s - step.step_s for step in segment.steps])
-        end = np.array([step.end_s for step in segment.steps])
-        sent = np.array([one.sent_s for one in segment.seen])
-        last = {rid: step.end_s for step in segment.steps for rid in step.request_ids}
-        for one in segment.seen:
-            if one.rid in last:
+
+    idle_s: float
+    """Of a request that finds no step running."""
+    busy_s: float
+    """Of any other."""
+    spread_s: Floats
+    """Differences from these, to draw from."""
+
+    def draw(self, idle: npt.NDArray[np.bool_], seed: int) -> Floats:
+        """For each request, whether it finds the engine idle."""
+        spread_s = np.random.default_rng(seed).choice(self.spread_s, idle.size)
+        return np.maximum(np.where(idle, self.idle_s, self.busy_s) + spread_s, 0.0)
+
+    @staticmethod
+    def of(segments: Sequence[Segment], model: CostModel) -> Outside:
+        """Measured where a client's clock meets the steps' own, medians throughout.
+
+        Idle: what the first token took beyond the prefill. Busy: its way in and its way out. The
+        way in is the time for which as many requests seem to be taken up too early as too late,
+        by the step after which they were; the way out ends where their first decode step begins.
+        How much both vary is what the way back of last tokens does.
+        """
+        tables = model.tables(1, 1)
+        idle, early, late, out, back = [], [], [], [], []
+        for segment in segments:
+            begin = np.array([step.end_s - step.step_s for step in segment.steps])
+            end = np.array([step.end_s for step in segment.steps]) + tables.host_s
+            sent = np.array([one.sent_s for one in segment.seen])
+            first = {}
+            for number, step in enumerate(segment.steps):
+                for rid in step.request_ids:
+                    first.setdefault(rid, number)
+            last = {rid: step.end_s for step in segment.steps for rid in step.request_ids}
+            for one in segment.seen:
+                if one.rid not in first:
+                    continue
                 back.append(one.end_s - last[one.rid])
-            busy = ((end > one.sent_s - 0.05) & (begin < one.first_s - 0.002)).any()
-            alone = ((sent > one.sent_s - 0.05) & (sent < one.first_s)).sum() == 1
-            if not busy and alone:
-                new = len(one.prompt) - one.cached_tokens
-                pairs = new * (one.cached_tokens + 0.5 * new)
-                engine_s = prefill_seconds(tables, new, pairs) + tables.host_s
-                found.append(one.first_s - one.sent_s - engine_s)
-    if len(found) < 10:
-        raise ValueError(
-            f"only {len(found)} requests found the server idle; lower the light load or record "
-            "longer"
+                number = first[one.rid]
+                few = segment.steps[number].requests <= _FEW
+                if few and number > 1 and end[number - 1] > one.sent_s:
+                    early.append(end[number - 2] - one.sent_s)
+                    late.append(end[number - 1] - one.sent_s)
+                    out.append(one.first_s - begin[number])
+                    continue
+                alone = ((sent > one.sent_s - 0.05) & (sent < one.first_s)).sum() == 1
+                if alone and (number == 0 or end[number - 1] < one.sent_s - 0.05):
+                    new = len(one.prompt) - one.cached_tokens
+                    pairs = new * (one.cached_tokens + 0.5 * new)
+                    engine_s = prefill_seconds(tables, new, pairs) + tables.host_s
+                    idle.append(one.first_s - one.sent_s - engine_s)
+        if len(idle) < 10 or len(late) < 10:
+            raise ValueError(
+                f"only {len(idle)} requests found the server idle and {len(late)} lightly busy; "
+                "lower the light load or record longer"
+            )
+        way_in_s = float(np.median(np.concatenate((early, late))))
+        spread_s = np.array(back) - np.median(back)
+        return Outside(
+            idle_s=float(np.median(idle)),
+            busy_s=max(way_in_s + float(np.median(out)), 0.0),
+            spread_s=spread_s,
         )
-    way_back_s = np.array(back)
-    middle_s = float(np.median(way_back_s))
-    usual_s = max(float(np.median(found)), middle_s - float(tables.host_s), 0.0)
-    return np.maximum(usual_s + way_back_s - middle_s, 0.0)
 
 
 def trace_of(segment: Segment, path: Path) -> Trace:
@@ -250,8 +288,7 @@ class Twin:
     belief: CostModel
     """What the server's policy planned with."""
     engine: EngineConfig
-    outside_s: Floats
-    """Times of first tokens outside the engine, to draw from."""
+    outside: Outside
 
     def predict(self, trace: Trace, policy: str, *, seeds: int) -> Timings:
         """What the simulated server does, over several seeds."""
@@ -282,19 +319,24 @@ class Twin:
         )
 
     def _once(self, trace: Trace, policy: str, seed: int) -> Timings:
-        outcome = simulate(self._scenario(trace, policy, seed))
+        scenario = dataclasses.replace(self._scenario(trace, policy, seed), step_capacity=4096)
+        steps: list[npt.NDArray[Any]] = []
+        outcome = simulate(scenario, on_steps=lambda _, log: steps.append(log.copy()))
+        log = np.concatenate(steps)
         requests = outcome.requests
         times = request_times(requests)
         state = outcome.memories[0].state[0]
         done = is_finished(requests)
         request_steps = float(state["request_steps"])
         tpot_s = times["tpot"]
-        ttft_s = times["ttft"][done]
-        outside_s = np.random.default_rng(seed).choice(self.outside_s, ttft_s.size)
+        before = np.searchsorted(log["start_s"], requests["arrival_s"]) - 1
+        ends_s = log["start_s"][before] + log["duration_s"][before]
+        idle = (before < 0) | (ends_s <= requests["arrival_s"])
+        outside_s = self.outside.draw(idle[done], seed)
         return Timings(
-            span_s=float(requests["finish_s"][done].max() + np.median(self.outside_s)),
+            span_s=float(requests["finish_s"][done].max() + self.outside.busy_s),
             tokens=float(requests["generated"].sum()),
-            ttft_s=ttft_s + outside_s,
+            ttft_s=times["ttft"][done] + outside_s,
             tpot_s=tpot_s[~np.isnan(tpot_s)],
             computed_tokens=request_steps + float(requests["verified"].sum()),
             committed_tokens=float((requests["generated"][done] - 1).sum()),

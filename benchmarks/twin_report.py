@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from twin_replay import FIGURES
+from twin_replay import FIGURES, Timings, pooled
 
 from analysis.validation_record import TWIN_TOLERANCE
 
 TIE = 0.02
 """Policies that measure this close are not told apart, whatever the sign."""
+_RESAMPLES = 1000
+
+Blocks = dict[tuple[str, str], list[Timings]]
+"""What each (load, policy) measured, block for block: the same number had the same arrivals."""
 
 
 def distinct(rows: list[dict[str, Any]], key: str) -> list[str]:
@@ -23,38 +27,51 @@ def distinct(rows: list[dict[str, Any]], key: str) -> list[str]:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def signs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def measured_interval(
+    ours: list[Timings], theirs: list[Timings], seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % interval of each figure's relative difference between two policies, from resampled
+    blocks; a block counts for both, since both were sent its arrivals."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    for _ in range(_RESAMPLES):
+        drawn = rng.integers(len(ours), size=len(ours))
+        one, other = (pooled([blocks[n] for n in drawn]).figures() for blocks in (ours, theirs))
+        for name in FIGURES:
+            found[name].append(one[name] / other[name] - 1.0)
+    ends = {name: np.percentile(values, (2.5, 97.5)) for name, values in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def signs(rows: list[dict[str, Any]], blocks: Blocks) -> list[dict[str, Any]]:
     """Every difference between two policies at one load, measured and predicted.
 
-    A difference of less than ``TIE``, or one whose sign the two replayed thirds disagree about,
-    has no sign to predict.
+    A difference of less than ``TIE``, or one whose interval holds zero, has no sign to predict.
     """
     found = []
-    for load, name in itertools.product(distinct(rows, "load"), FIGURES):
+    for load in distinct(rows, "load"):
         at = {row["policy"]: row for row in rows if row["load"] == load}
         for one, other in itertools.combinations(at, 2):
-            real, simulated = (
-                at[one][kind][name] / at[other][kind][name] - 1.0
-                for kind in ("measured", "predicted")
-            )
-            each = [
-                ours[name] - theirs[name]
-                for ours, theirs in zip(
-                    at[one]["measured_thirds"], at[other]["measured_thirds"], strict=True
+            intervals = measured_interval(blocks[load, one], blocks[load, other])
+            for name in FIGURES:
+                real, simulated = (
+                    at[one][kind][name] / at[other][kind][name] - 1.0
+                    for kind in ("measured", "predicted")
                 )
-            ]
-            tie = abs(real) < TIE or min(each) < 0.0 < max(each)
-            found.append(
-                {
-                    "load": load,
-                    "figure": name,
-                    "difference": f"{one} against {other}",
-                    "measured": real,
-                    "predicted": simulated,
-                    "tie": tie,
-                    "right": tie or bool(np.sign(real) == np.sign(simulated)),
-                }
-            )
+                low, high = intervals[name]
+                tie = abs(real) < TIE or low <= 0.0 <= high
+                found.append(
+                    {
+                        "load": load,
+                        "figure": name,
+                        "difference": f"{one} against {other}",
+                        "measured": real,
+                        "interval": [low, high],
+                        "predicted": simulated,
+                        "tie": tie,
+                        "right": tie or bool(np.sign(real) == np.sign(simulated)),
+                    }
+                )
     return found
 
 
@@ -67,7 +84,7 @@ def comparison(result: dict[str, Any], kind: str) -> list[str]:
     ]
     for row in result["rows"]:
         share = "-" if row["of_capacity"] is None else f"{row['of_capacity']:.0%}"
-        drifts = "/".join(f"{value:.2f}" for value in row["drift"])
+        drifts = f"{np.mean(row['drift']):.2f}+-{np.std(row['drift']):.2f}"
         text = f"{row['load']:8}{row['policy']:8}{share:>8}{drifts:>12}"
         for name in FIGURES:
             real, simulated = row["measured"][name], row[kind][name]
@@ -91,8 +108,8 @@ def table(result: dict[str, Any]) -> str:
         f"{len(result['signs']) - len(known)} too close to tell"
     )
     lines += [
-        f"  {w['load']} {w['figure']}, {w['difference']}: measured {w['measured']:+.1%}, "
-        f"predicted {w['predicted']:+.1%}"
+        f"  {w['load']} {w['figure']}, {w['difference']}: measured {w['measured']:+.1%} "
+        f"[{w['interval'][0]:+.1%}, {w['interval'][1]:+.1%}], predicted {w['predicted']:+.1%}"
         for w in wrong
     ]
     off = result["censoring"]

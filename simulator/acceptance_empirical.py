@@ -73,6 +73,7 @@ class EmpiricalProfile:
         order = np.concatenate(records)
         rows = len(records)
         unused = np.zeros((rows, self.gamma))
+        reached = (self.accepted >= self.gamma - 1).sum()
         return AcceptanceTables(
             kind=KIND_EMPIRICAL,
             gamma=self.gamma,
@@ -93,6 +94,7 @@ class EmpiricalProfile:
             log_tokens=self.output_tokens[order],
             log_position=self.position,
             log_first_request=np.cumsum([0, *map(len, records)], dtype=np.int64),
+            log_last_position=float((self.accepted == self.gamma).sum() / max(reached, 1)),
         )
 
     def _by_length(self, domain: str | None) -> IntArray:

@@ -134,6 +134,7 @@ class FittedProfile:
             log_tokens=np.zeros(0, np.int64),
             log_position=np.zeros(0, np.int64),
             log_first_request=np.zeros(len(rows) + 1, np.int64),
+            log_last_position=0.0,
         )
 
 

@@ -14,9 +14,10 @@ Law of the empirical kind: request r replays one recorded request of its domain,
 hash(seed, r) among those nearest to it in output tokens, since long answers are not accepted like
 short ones. Its round at output token p goes on in the recorded round that covers p: a policy that
 verifies what the recorded one did meets the same rounds, and where one cut a run short the next
-round has what is left of it. Whether that round, drafted afresh, passes the token at which the
-recorded one ended no log shows: in one of two it does, and has the following round's run as well.
-Beyond the record's end it starts over.
+round has what is left of it. That round is drafted afresh and may pass the token at which the
+recorded run ended, and then has the following round's run as well. A run that only the block's end
+stopped goes on as it does at the last position; of a rejected token no log shows it, and one of two
+is passed. Beyond the record's end it starts over.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class AcceptanceTables(NamedTuple):
     """[rounds] output tokens, the prefill's not counted, before each round; 0 for the first."""
     log_first_request: IntArray
     """[rows + 1] where each row's part of ``log_request`` begins."""
+    log_last_position: float
+    """Probability that the last position of a block is accepted, given those before it were."""
 
 
 def sigmoid_table() -> FloatArray:
@@ -221,8 +224,9 @@ def _replay_round(
         low, inside = low + 1, 0  # the rounds in between were not recorded
     left = max(tables.log_accepted[low] - inside, 0)
     luck = uniform(word(round_key(seed, request, position), _STATE_STREAM))
-    passes = inside > 0 and low + 1 < end and luck < _PASSES
     gamma = tables.gamma
+    chance = tables.log_last_position if tables.log_accepted[low] == gamma else _PASSES
+    passes = inside > 0 and low + 1 < end and luck < chance
     for k in range(gamma):
         if passes and k > left:
             logits_out[k] = tables.log_logits[low + 1, k - left - 1]

@@ -164,9 +164,9 @@ def test_long_requests_replay_long_ones(tmp_path: Path) -> None:
 
 @pytest.mark.law
 def test_a_round_inside_a_recorded_one_has_what_is_left_of_its_run(tmp_path: Path) -> None:
-    """A record of runs 3, 0, 2: tokens 0..3, 4, 5..7; the first of each was drafted afresh."""
+    """A record of runs 2, 0, 2: tokens 0..2, 3, 4..6; the first of each was drafted afresh."""
     values: dict[str, list[Any]] = {
-        "request": [5, 5, 5], "step": [0, 1, 2], "domain": ["chat"] * 3, "accepted": [3, 0, 2],
+        "request": [5, 5, 5], "step": [0, 1, 2], "domain": ["chat"] * 3, "accepted": [2, 0, 2],
         "logits": [[0.1, 0.2, 0.3], [1.1, 1.2, 1.3], [2.1, 2.2, 2.3]],
     }  # fmt: skip
     tables = load_acceptance(save(tmp_path / "log.parquet", values)).tables(("chat",))
@@ -179,15 +179,31 @@ def test_a_round_inside_a_recorded_one_has_what_is_left_of_its_run(tmp_path: Pat
     def found(position: int) -> set[tuple[int, tuple[float, ...]]]:
         return {(run, tuple(logits)) for run, logits in (at(position, s) for s in range(40))}
 
-    assert found(0) == {(3, (0.1, 0.2, 0.3))} == found(8)
-    assert found(4) == {(0, (1.1, 1.2, 1.3))}
-    # Two tokens are left; past the one that ended the run begins the round whose run is empty.
-    assert found(1) == {(2, (0.2, 0.3, 0.3)), (3, (0.2, 0.3, 0.3))}
-    assert found(3) == {(0, (0.3, 0.3, 0.3)), (1, (0.3, 1.1, 1.2))}
-    passed = sum(at(3, seed)[0] for seed in range(400))
+    assert found(0) == {(2, (0.1, 0.2, 0.3))} == found(7)
+    assert found(3) == {(0, (1.1, 1.2, 1.3))}
+    # One token is left; past the one that was rejected begins the round whose run is empty.
+    assert found(1) == {(1, (0.2, 0.3, 0.3)), (2, (0.2, 0.3, 1.1))}
+    assert found(2) == {(0, (0.3, 0.3, 0.3)), (1, (0.3, 1.1, 1.2))}
+    passed = sum(at(2, seed)[0] for seed in range(400))
     assert 150 < passed < 250
     # Nothing follows the last round.
-    assert found(6) == {(1, (2.2, 2.3, 2.3))}
+    assert found(5) == {(1, (2.2, 2.3, 2.3))}
+
+
+@pytest.mark.law
+def test_a_run_that_the_blocks_end_stopped_goes_on_as_at_the_last_position(tmp_path: Path) -> None:
+    """Of ten records with a run of 2 at least, nine have the third token too; then 0 follows."""
+    runs = [3] * 9 + [2]
+    values: dict[str, list[Any]] = {
+        "request": [n for n in range(10) for _ in range(2)], "step": [0, 1] * 10,
+        "domain": ["chat"] * 20, "accepted": [run for first in runs for run in (first, 0)],
+        "logits": [[0.1, 0.2, 0.3], [1.1, 1.2, 1.3]] * 10,
+    }  # fmt: skip
+    tables = load_acceptance(save(tmp_path / "log.parquet", values)).tables(("chat",))
+    logits = np.empty(GAMMA)
+    passed = [draw_round(tables, seed, 9, 0, 0, 0.0, 0.0, 3, logits)[0] for seed in range(2000)]
+    assert set(passed) == {0, 1}
+    assert 0.87 < np.mean(passed) < 0.93
 
 
 @pytest.mark.law
