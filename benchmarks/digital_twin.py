@@ -37,14 +37,14 @@ from twin_replay import (
     served_of,
     trace_of,
 )
-from twin_report import draw, rounded, signs, table
+from twin_report import Blocks, draw, rounded, signs, table
 
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.cost import CostModel, load_cost_model
 from sglang_dspark.files import make_folder, write_json
 from simulator.acceptance import load_acceptance
 from simulator.acceptance_censored import fit_censored
-from simulator.calibrate import calibrate, summary
+from simulator.calibrate import Calibrated, calibrate, summary
 from simulator.logged_steps import logged
 
 SEEDS = 5
@@ -85,8 +85,8 @@ def censoring(segments: list[Segment]) -> dict[str, Any]:
     return found
 
 
-def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[str, Any]:
-    """Fit the first third, replay the others."""
+def fitted(segments: list[Segment], belief: CostModel, folder: Path) -> tuple[Calibrated, Twin]:
+    """Everything that the first third of these segments tells, and the twin made of it."""
     first = [segment for segment in segments if segment.third == 0]
     found = calibrate(
         (record for segment in first for record in segment.steps),
@@ -94,22 +94,21 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
         name="cpu-fitted",
         provenance=fitted_on("first third of the digital twin's recording"),
     )
-    print(summary(found), flush=True)
-    found.save(make_folder(folder / "fit"), seed=0)
-    outside = Outside.of(first, found.cost.model)
-    outside_ms = {"idle": 1e3 * outside.idle_s, "busy": 1e3 * outside.busy_s}
-    print(
-        f"outside the engine: {outside_ms['idle']:.1f} ms of a first token that found it idle, "
-        f"{outside_ms['busy']:.1f} ms of others",
-        flush=True,
-    )
+    found.save(make_folder(folder), seed=0)
     twin = Twin(
         cost_model=found.cost.model,
-        acceptance=load_acceptance(folder / "fit" / "acceptance.parquet"),
+        acceptance=load_acceptance(folder / "acceptance.parquet"),
         belief=belief,
         engine=ENGINE,
-        outside=outside,
+        outside=Outside.of(first, found.cost.model),
     )
+    return found, twin
+
+
+def replayed_rows(
+    twin: Twin, segments: list[Segment], folder: Path
+) -> tuple[list[dict[str, Any]], Blocks]:
+    """Measured beside predicted, for every load and policy; all but the first third."""
     rows, blocks = [], {}
     for load, policy in itertools.product(LOADS, POLICIES):
         replayed = [
@@ -142,11 +141,40 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
                 "predicted_at_speed": pooled(paced).figures(),
             }
         )
+    return rows, blocks
+
+
+def one_log(segments: list[Segment], belief: CostModel, folder: Path) -> dict[str, Any]:
+    """What an operator has: the log of the one policy that is served. Fit that alone, and predict
+    every policy."""
+    found = {}
+    for source in POLICIES:
+        mine = [segment for segment in segments if segment.policy == source]
+        calibrated, twin = fitted(mine, belief, folder / f"fit-{source}")
+        found[source] = {
+            "not_identified": calibrated.not_identified,
+            "rows": replayed_rows(twin, segments, folder)[0],
+        }
+    return found
+
+
+def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[str, Any]:
+    """Fit the first third, replay the others."""
+    found, twin = fitted(segments, belief, folder / "fit")
+    print(summary(found), flush=True)
+    outside_ms = {"idle": 1e3 * twin.outside.idle_s, "busy": 1e3 * twin.outside.busy_s}
+    print(
+        f"outside the engine: {outside_ms['idle']:.1f} ms of a first token that found it idle, "
+        f"{outside_ms['busy']:.1f} ms of others",
+        flush=True,
+    )
+    rows, blocks = replayed_rows(twin, segments, folder)
     return {
         "fit": found.report(),
         "outside_ms": outside_ms,
         "rows": rows,
         "signs": signs(rows, blocks),
+        "one_log": one_log(segments, belief, folder),
         "censoring": censoring(segments),
     }
 

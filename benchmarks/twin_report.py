@@ -112,12 +112,44 @@ def table(result: dict[str, Any]) -> str:
         f"[{w['interval'][0]:+.1%}, {w['interval'][1]:+.1%}], predicted {w['predicted']:+.1%}"
         for w in wrong
     ]
+    lines += ["", *one_log_lines(result), ""]
     off = result["censoring"]
     lines.append("acceptance by position, global against fixed, in standard errors:")
     for kind in ("corrected", "uncorrected"):
         values = " ".join(f"{value:+5.1f}" for value in off[f"{kind}_off_in_errors"])
         lines.append(f"  {kind:12}{values}")
     return "\n".join(lines)
+
+
+def one_log_lines(result: dict[str, Any]) -> list[str]:
+    """How far off the nine predictions are where one policy's log is all there is."""
+    lines = [
+        "Fitted on the first third of one policy's log alone: the largest error of all rows (TTFT",
+        "p99: of those below saturation), and the signs of the differences that are known.",
+        f"{'log of':8}" + "".join(f"{name:>17}" for name in FIGURES) + f"{'signs':>9}",
+    ]
+    known = [one for one in result["signs"] if not one["tie"]]
+    share = {(row["load"], row["policy"]): row["of_capacity"] or 0.0 for row in result["rows"]}
+    for source, found in result["one_log"].items():
+        at = {(row["load"], row["policy"]): row["predicted"] for row in found["rows"]}
+        text = f"{source:8}"
+        for name in FIGURES:
+            errors = [
+                row["predicted"][name] / row["measured"][name] - 1.0
+                for row in found["rows"]
+                if name != "ttft_p99_ms" or share[row["load"], row["policy"]] < 1.0
+            ]
+            text += f"{max(errors, key=abs):+17.1%}"
+        right = 0
+        for one in known:
+            ours, theirs = (
+                at[one["load"], policy][one["figure"]]
+                for policy in one["difference"].split(" against ")
+            )
+            right += bool(np.sign(ours - theirs) == np.sign(one["measured"]))
+        lines.append(f"{text}{right:>6}/{len(known)}")
+        lines += [f"  NOT IDENTIFIED: {line}" for line in found["not_identified"]]
+    return lines
 
 
 def rounded(value: Any) -> Any:
