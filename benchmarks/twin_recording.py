@@ -45,8 +45,8 @@ SPREADS = "threshold:0.5"
 LOADS = ("light", "medium", "heavy")
 SHARES = {"light": 0.3, "medium": 0.42}
 """Of the capacity of the slowest policy; heavy is a share of the fastest one's. Between medium and
-heavy a burst in a hundred fills the batch: what the TTFT's p99 is there changes by 30 % when the
-machine's speed changes by 2 %, which it does within minutes."""
+heavy a burst in a hundred fills the batch: the TTFT's p99 there is the machine's speed in those
+seconds, which drifts by several per cent (``results/digital_twin_65.json``)."""
 HEAVY_SHARE = 0.85
 THIRDS = 3
 BLOCKS = 4
