@@ -41,7 +41,7 @@ from twin_report import Blocks, draw, rounded, signs, table
 
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.cost import CostModel, load_cost_model
-from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.files import make_folder, os_problem, write_json
 from simulator.acceptance import load_acceptance
 from simulator.acceptance_censored import fit_censored
 from simulator.calibrate import Calibrated, calibrate, summary
@@ -180,10 +180,17 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    if not 0.5 <= arguments.minutes <= 600.0:
+        raise ValueError(f"--minutes {arguments.minutes:g} must be 0.5 to 600")
+    if arguments.again and not arguments.folder:
+        raise ValueError("--again compares an earlier recording; name its folder with --folder")
     folder = make_folder(arguments.folder or tempfile.mkdtemp(prefix="digital-twin-"))
     kept = folder / "recording.pickle"
     if arguments.again:
-        segments, chosen = pickle.loads(kept.read_bytes())
+        try:
+            segments, chosen = pickle.loads(kept.read_bytes())
+        except OSError as error:
+            raise os_problem("read", kept, error) from None
         belief = load_cost_model(folder / "profiled.json")
     else:
         segments, belief, chosen = record(
