@@ -199,11 +199,11 @@ def common_arguments(*, on_cpu: bool, max_requests: int, pool_tokens: int) -> li
 
 def free_port() -> int:
     """A TCP port nobody listens on; drawn, since a server behind its gate does not listen yet."""
-    for port in random.SystemRandom().sample(range(20_000, 50_000), 100):
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise ServerFailed("100 ports between 20000 and 50000 are taken")
+    raise ServerFailed("100 ports between 20000 and 30000 are taken")
 
 
 class ServerFailed(RuntimeError):

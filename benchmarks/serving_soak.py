@@ -279,9 +279,11 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it."""
+    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it, and
+    below those that the system gives to clients: one that waits for the server there may be given
+    the port itself, and then talks to itself."""
     while True:
-        port = random.SystemRandom().randint(20_000, 50_000)
+        port = random.SystemRandom().randint(20_000, 30_000)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)):
                 return port

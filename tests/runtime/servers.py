@@ -69,12 +69,14 @@ class ServerDied(RuntimeError):
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it."""
-    for port in random.SystemRandom().sample(range(20_000, 50_000), 100):
+    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it, and
+    below those that the system gives to clients: one that waits for the server there may be given
+    the port itself, and then talks to itself."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise RuntimeError("100 ports between 20000 and 50000 are taken; end what listens there")
+    raise RuntimeError("100 ports between 20000 and 30000 are taken; end what listens there")
 
 
 @dataclass(kw_only=True)
