@@ -45,8 +45,8 @@ SPREADS = "threshold:0.5"
 LOADS = ("light", "medium", "heavy")
 SHARES = {"light": 0.3, "medium": 0.42}
 """Of the capacity of the slowest policy; heavy is a share of the fastest one's. Between medium and
-heavy a burst in a hundred fills the batch: the TTFT's p99 there is the machine's speed in those
-seconds, which drifts by several per cent (``results/digital_twin_65.json``)."""
+heavy a few bursts that fill the batch are the TTFT's p99, and the speed of the machine in those
+seconds moves it (``results/digital_twin_65.json``, recorded with medium at 0.65)."""
 HEAVY_SHARE = 0.85
 THIRDS = 3
 BLOCKS = 4
