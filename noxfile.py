@@ -1,11 +1,15 @@
 """One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them."""
 
 import sys
+from pathlib import Path
 
 import nox
 
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
+
+_STAND_IN = Path(__file__).resolve().parent / "tests" / "runtime" / "steer" / "stand_in"
+"""For the steer lane: SGLang imports ``sgl_kernel`` on a CPU too, and calls little of it."""
 
 _QUIET_THREADS = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -56,7 +60,7 @@ def worker(session: nox.Session) -> None:
     _needs_python_3_11(session)
     session.install("-r", "requirements/sglang-0.5.15-cpu.txt", "-e", ".[test,draft]")
     session.install("--no-deps", "-r", "requirements/sglang-0.5.15-cpu-nodeps.txt")
-    session.run("mypy", "-p", "sglang_dspark.runtime")
+    session.run("mypy", "-p", "sglang_dspark.runtime", "-p", "benchmarks")
     session.run(
         "pytest",
         "-n",
@@ -64,6 +68,7 @@ def worker(session: nox.Session) -> None:
         "--dist",
         "loadfile",
         "tests/runtime",
+        "--ignore=tests/runtime/steer",
         *session.posargs,
         env=_QUIET_THREADS,
     )
@@ -81,7 +86,7 @@ def steer(session: nox.Session) -> None:
         "2",
         "--dist",
         "loadfile",
-        "tests/steer",
+        "tests/runtime/steer",
         *session.posargs,
-        env=_QUIET_THREADS,
+        env=_QUIET_THREADS | {"PYTHONPATH": str(_STAND_IN)},
     )

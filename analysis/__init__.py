@@ -9,7 +9,7 @@ Read in this order:
 - ``analysis.replays``: result folders, checked, as numbers
 - ``analysis.style``: one look for every page, and files that are the same bytes every time
 
-``analysis.capacity`` is the command for the capacity report: ``simulator.capacity_study``
+``analysis.capacity`` is the command for the capacity report: ``simulator.capacity.study``
 simulates, ``capacity_report`` concludes, ``capacity_words``, ``capacity_tables`` and
 ``capacity_figures`` (on ``capacity_sheet`` and ``capacity_panels``) say and show it,
 ``report_html`` and ``report_pdf`` set the pages.

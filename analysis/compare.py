@@ -28,9 +28,9 @@ from analysis.replays import Replay, load_replay, read_batch_profiles, read_requ
 from analysis.series import Series, make_series
 from analysis.style import check_suffix, page_style, plain_number, save_page
 from sglang_dspark.cli import Parser, run_command
-from simulator.layout import Records
-from simulator.metrics import request_times
+from simulator.engine.layout import Records
 from simulator.slo import Slo, parse_slo
+from simulator.study.metrics import request_times
 
 _BUDGET = "Verification budget"
 

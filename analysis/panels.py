@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from analysis.replays import BatchProfile, Floats, Replay, Row
 from analysis.series import Series
 from analysis.style import FAINT, INK, log_axis, plain_axis
-from simulator.layout import COMPLETED, REJECTED, Records
+from simulator.engine.layout import COMPLETED, REJECTED, Records
 
 _QUANTILES = np.linspace(0.0, 1.0, 401)
 _LEAST_STEPS = 20

@@ -1,7 +1,7 @@
 """Result folders as numbers: ``summary.json``, ``config.json`` and the two Parquet files, checked.
 
 Owns what a page may read and the sentence for a folder that does not hold it. The formulas are
-those of ``simulator.metrics``; knows nothing of drawing.
+those of ``simulator.study.metrics``; knows nothing of drawing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sglang_dspark.files import os_problem, read_json
-from simulator.layout import REQUEST, STATUS_NAMES, Records
-from simulator.results import read_results
+from simulator.engine.layout import REQUEST, STATUS_NAMES, Records
+from simulator.study.results import read_results
 
 SCHEMA_VERSION = 1
 Floats = npt.NDArray[np.float64]
@@ -166,7 +166,7 @@ def _require_all(replay: Replay, concurrency: int | None, found: Container[str],
 
 
 def read_requests(replay: Replay, concurrency: int | None) -> dict[str, Records]:
-    """Per policy the REQUEST records at one load, as ``simulator.metrics`` takes them."""
+    """Per policy the REQUEST records at one load, as ``simulator.study.metrics`` takes them."""
     columns = ["arrival_s", "first_token_s", "finish_s", "generated"]
     parts: dict[str, list[Records]] = {}
     for policy, load, table in _runs(replay.path / "requests.parquet", ["status", *columns]):

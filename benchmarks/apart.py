@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 
-def run_apart(script: str, *arguments: object) -> dict[str, Any]:
-    """What ``script`` prints as JSON when it is run with ``arguments``."""
-    command = [sys.executable, script, *map(str, arguments)]
+def run_apart(module: str, *arguments: object) -> dict[str, Any]:
+    """What ``module`` prints as JSON when it is run with ``arguments``."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout))

@@ -1,6 +1,6 @@
 """Wall time, CPU time and peak memory of a fleet: 64 replicas and 1,000,000 requests.
 
-    python benchmarks/fleet_speed.py
+    python -m benchmarks.fleet_speed
 
 Poisson arrivals with the lengths of the shipped ``chat`` trace, without its prefixes, at
 ``RATE_PER_REPLICA`` requests per second and replica; budget policy ``global``; one thread. Each
@@ -18,18 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from apart import run_apart
-from provenance import provenance
 
-from sglang_dspark.core.cost import load_cost_model
+from benchmarks.apart import run_apart
+from benchmarks.provenance import provenance
+from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.files import make_folder, write_json
-from simulator.acceptance import load_acceptance
-from simulator.fleet import simulate
-from simulator.fleet_config import FleetConfig
-from simulator.metrics import measure as figures
-from simulator.scenario import Scenario
+from simulator.acceptance.load import load_acceptance
+from simulator.fleet.config import FleetConfig
+from simulator.fleet.fleet import simulate
+from simulator.fleet.scenario import Scenario
 from simulator.slo import PRESETS
+from simulator.study.metrics import measure as figures
 from traces import Trace, load_trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,12 +94,14 @@ def measure(router: str, requests: int) -> dict[str, object]:
 
 def main() -> None:
     """Run every router and print the table."""
-    run_apart(__file__, "round-robin", 1000)  # compiles, so that no measured process has to
+    run_apart(
+        "benchmarks.fleet_speed", "round-robin", 1000
+    )  # compiles, so that no measured process has to
     rows = []
     for router in ROUTERS:
-        rows.append(run_apart(__file__, router, REQUESTS))
+        rows.append(run_apart("benchmarks.fleet_speed", router, REQUESTS))
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    result = provenance("python benchmarks/fleet_speed.py") | {
+    result = provenance("python -m benchmarks.fleet_speed") | {
         "cost_model": COST_MODEL,
         "policy": "global",
         "rate_per_replica_req_s": RATE_PER_REPLICA,

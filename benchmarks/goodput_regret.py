@@ -1,6 +1,6 @@
 r"""What ``goodput`` loses to the best of the other policies, and what it wins.
 
-    python benchmarks/goodput_regret.py --jobs 2
+    python -m benchmarks.goodput_regret --jobs 2
 
 Closed loops on every shipped trace and cost model at concurrency 1 to 512, every policy. Two
 questions, one policy each: ``goodput`` as it comes, for throughput; ``goodput`` paced by the SLO
@@ -27,23 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from provenance import provenance
 from scipy import stats
 from tqdm import tqdm
 
+from benchmarks.provenance import provenance
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.cost import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
 from sglang_dspark.core.policy import Goodput, PolicyFile, parse_policy
 from sglang_dspark.files import make_folder, write_json
-from simulator.acceptance import AcceptanceProfile, load_acceptance
-from simulator.config import EngineConfig
-from simulator.fleet import simulate
-from simulator.layout import Records
-from simulator.metrics import is_finished, met_slo
-from simulator.scenario import Outcome, Scenario
+from simulator.acceptance.load import AcceptanceProfile, load_acceptance
+from simulator.engine.config import EngineConfig
+from simulator.engine.layout import Records
+from simulator.fleet.fleet import simulate
+from simulator.fleet.scenario import Outcome, Scenario
 from simulator.slo import parse_slo
-from simulator.study import warm_up
-from simulator.sweep import sweep
+from simulator.study.metrics import is_finished, met_slo
+from simulator.study.study import warm_up
+from simulator.sweep.sweep import sweep
 from traces import Trace, load_trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,7 +236,7 @@ def main() -> int:
         print(f"{name}: {summary}")
     write_json(
         arguments.out,
-        provenance("python benchmarks/goodput_regret.py --jobs 2")
+        provenance("python -m benchmarks.goodput_regret --jobs 2")
         | {"slo": SLO, "slack_weight": SLACK_WEIGHT, "least_attainment": LEAST_ATTAINMENT}
         | {"summary": found, "cells": cells},
     )

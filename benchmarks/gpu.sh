@@ -24,17 +24,17 @@ failed=0
 case $stage in
 draft)
     work=$(mktemp -d)
-    python benchmarks/gpu_drafter.py --out "$work" "$@" || failed=1
+    python -m benchmarks.gpu.drafter --out "$work" "$@" || failed=1
     cp "$work/gpu_drafter.json" "$results" || failed=1
     ;;
 worker)
-    python benchmarks/gpu_worker.py -o "$results/gpu_worker.json" "$@" || failed=1
+    python -m benchmarks.gpu.worker -o "$results/gpu_worker.json" "$@" || failed=1
     kernels=(-o "$results/gpu_kernels.json")
     case " $* " in *" --tiny-on-cpu "*) kernels=(--tiny-on-cpu) ;; esac
-    python benchmarks/gpu_kernels.py "${kernels[@]}" || failed=1
+    python -m benchmarks.gpu.kernels "${kernels[@]}" || failed=1
     ;;
 steer)
-    python benchmarks/gpu_steer.py -o "$results/gpu_steer.json" "$@" || failed=1
+    python -m benchmarks.gpu.steer -o "$results/gpu_steer.json" "$@" || failed=1
     ;;
 esac
 exit $failed

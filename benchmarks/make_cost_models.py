@@ -1,6 +1,6 @@
 """Write the cost models that ship in ``sglang_dspark/cost_models``.
 
-    python benchmarks/make_cost_models.py [--out FOLDER]
+    python -m benchmarks.make_cost_models [--out FOLDER]
 
 Inputs: the published step times in ``published_step_costs.json`` beside this file, model configs
 and GPU data sheets below. The same inputs give the same bytes. What was not published is computed
@@ -17,8 +17,22 @@ from typing import Any, NamedTuple
 from scipy.optimize import least_squares
 
 from sglang_dspark.cli import run_command
-from sglang_dspark.core.cost import SCHEMA_VERSION, SHIPPED, CostModel, as_json, decode_cost_model
-from sglang_dspark.core.cost_schema import (
+from sglang_dspark.core.costs.model import (
+    SCHEMA_VERSION,
+    SHIPPED,
+    CostModel,
+    as_json,
+    decode_cost_model,
+)
+from sglang_dspark.core.costs.roofline import (
+    Drafter,
+    Efficiency,
+    GpuSheet,
+    ModelConfig,
+    RooflineCost,
+    sglang_request_tiers,
+)
+from sglang_dspark.core.costs.schema import (
     ContextCost,
     DraftCost,
     FitError,
@@ -31,17 +45,9 @@ from sglang_dspark.core.cost_schema import (
     ValidRange,
     Watts,
 )
-from sglang_dspark.core.roofline import (
-    Drafter,
-    Efficiency,
-    GpuSheet,
-    ModelConfig,
-    RooflineCost,
-    sglang_request_tiers,
-)
 from sglang_dspark.files import make_folder, read_json
 
-COMMAND = "python benchmarks/make_cost_models.py"
+COMMAND = "python -m benchmarks.make_cost_models"
 PUBLISHED = Path(__file__).with_name("published_step_costs.json")
 DATE = "2026-11"
 GAMMA = 7

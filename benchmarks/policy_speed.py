@@ -1,4 +1,4 @@
-"""How long a budget decision takes: ``python benchmarks/policy_speed.py``.
+"""How long a budget decision takes: ``python -m benchmarks.policy_speed``.
 
 One thread, gamma 7, a table of 64 probes. What is timed, in microseconds for one decision:
 
@@ -24,12 +24,12 @@ from pathlib import Path
 os.environ.update(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 import numpy as np
-from provenance import hardware, provenance
 
+from benchmarks.provenance import hardware, provenance
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.compiled import compiled
-from sglang_dspark.core.cost import CostModel, decode_cost_model
-from sglang_dspark.core.cost_tables import CostTables
+from sglang_dspark.core.costs.model import CostModel, decode_cost_model
+from sglang_dspark.core.costs.tables import CostTables
 from sglang_dspark.core.decide import PolicyTables, Workspace, best_budget, decide, make_workspace
 from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.planner import Planner, compile_policy
@@ -65,7 +65,7 @@ def model_of(max_tokens: int) -> CostModel:
                 "tp": 1,
                 "engine": "none",
                 "date": "2026-11-24",
-                "command": "python benchmarks/policy_speed.py",
+                "command": "python -m benchmarks.policy_speed",
             },
             "valid_range": {
                 "tokens": [1, max_tokens],
@@ -215,7 +215,7 @@ def main() -> None:
     make_folder(arguments.out.parent)
     write_json(
         arguments.out,
-        provenance(" ".join(["python benchmarks/policy_speed.py", *sys.argv[1:]]))
+        provenance(" ".join(["python -m benchmarks.policy_speed", *sys.argv[1:]]))
         | {
             "gamma": GAMMA,
             "probes": PROBES,

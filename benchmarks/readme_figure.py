@@ -1,6 +1,6 @@
 r"""The README's figure: seven policies from light load to saturation on a published cost model.
 
-    python benchmarks/readme_figure.py
+    python -m benchmarks.readme_figure
 
 Replays ``traces/mixed.jsonl`` in a closed loop against the step costs published for
 DeepSeek-V4-Flash on four B300 (half a minute), then draws ``docs/figures/compare.png``. The same

@@ -1,4 +1,4 @@
-"""What recording requests costs a server: ``python benchmarks/recorder_cost.py``.
+"""What recording requests costs a server: ``python -m benchmarks.recorder_cost``.
 
 The recorder works in the process that takes requests, and in the scheduler only where a finished
 request's times are packed. Microseconds of processor time, medians:
@@ -39,12 +39,12 @@ from typing import Any
 os.environ.update(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 import numpy as np
-from step_log_cost import cpu_name
 
+from benchmarks.step_log_cost import cpu_name
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.logs.request_parts import BLOCK_TOKENS, prefix_hashes
 from sglang_dspark.runtime.request_log import RequestLog, RequestRecorder, _times
-from sglang_dspark.runtime.request_parts import BLOCK_TOKENS, prefix_hashes
 from sglang_dspark.runtime.settings import Settings
 
 REQUESTS = (8, 64, 256)
@@ -216,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     make_folder(Path(options.out).parent)
     result: dict[str, Any] = {
-        "command": "python benchmarks/recorder_cost.py",
+        "command": "python -m benchmarks.recorder_cost",
         "date": datetime.date.today().isoformat(),
         "machine": cpu_name(),
         "python": platform.python_version(),

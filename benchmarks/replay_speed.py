@@ -1,6 +1,6 @@
 """Requests per CPU-second of a replay, and its peak memory.
 
-    python benchmarks/replay_speed.py
+    python -m benchmarks.replay_speed
 
 Poisson arrivals at 6.45 req/s with the lengths of the Azure 2023 conversation trace (of
 ``../shared/data/traces`` where that is present, else of the shipped ``chat`` trace), one replica.
@@ -19,16 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from apart import run_apart
-from provenance import provenance
 
-from sglang_dspark.core.cost import load_cost_model
+from benchmarks.apart import run_apart
+from benchmarks.provenance import provenance
+from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.files import make_folder, write_json
-from simulator.acceptance import load_acceptance
-from simulator.fleet import simulate
-from simulator.scenario import Scenario
-from simulator.study import warm_up
+from simulator.acceptance.load import load_acceptance
+from simulator.fleet.fleet import simulate
+from simulator.fleet.scenario import Scenario
+from simulator.study.study import warm_up
 from traces import Trace, load_trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,11 +103,11 @@ def measure(policy: str, requests: int) -> dict[str, object]:
 def main() -> None:
     """Run every case and print the table."""
     rows = []
-    run_apart(__file__, "none", 10)  # compiles, so that no measured process has to
+    run_apart("benchmarks.replay_speed", "none", 10)  # compiles, so that no measured process has to
     for policy, requests in CASES:
-        rows.append(run_apart(__file__, policy, requests))
+        rows.append(run_apart("benchmarks.replay_speed", policy, requests))
         print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    result = provenance("python benchmarks/replay_speed.py") | {
+    result = provenance("python -m benchmarks.replay_speed") | {
         "cost_model": COST_MODEL,
         "lengths": lengths()[0],
         "rate_req_s": RATE,

@@ -1,6 +1,6 @@
 """Serve for a long time what real traffic is made of, impatience and nonsense included:
 
-    python benchmarks/serving_soak.py --minutes 10 -o soak.json -- --model-path TARGET \\
+    python -m benchmarks.serving_soak --minutes 10 -o soak.json -- --model-path TARGET \\
         --speculative-algorithm DSPARK --speculative-draft-model-path DRAFTER ...
 
 Everything behind ``--`` goes to ``python -m sglang.launch_server``. Clients send requests of random

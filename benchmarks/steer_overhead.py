@@ -1,6 +1,6 @@
 """What a steered decision costs the scheduler's thread, beside SGLang's own on the same states.
 
-``python benchmarks/steer_overhead.py [--write FILE]``
+``python -m benchmarks.steer_overhead [--write FILE]``
 
 Needs SGLang 0.5.21 (requirements/sglang-0.5.21-cpu.txt, the stand-in for sgl_kernel on PYTHONPATH).
 Both sides run through SGLang's own entry points on one thread: the budget from relayed confidences
@@ -26,8 +26,8 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from sglang_dspark.core import Planner, load_cost_model, parse_policy
-from sglang_dspark.core.cost import CostModel
-from sglang_dspark.core.sglang_tables import to_additive, to_sps
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.runtime.metrics import WorkerMetrics
 
 GAMMA, ROUNDS, STATES = 7, 30, 20

@@ -1,4 +1,4 @@
-"""What watching a step costs: ``python benchmarks/step_log_cost.py``.
+"""What watching a step costs: ``python -m benchmarks.step_log_cost``.
 
 Gamma 7. What is timed, in microseconds for one decode step:
 
@@ -31,15 +31,15 @@ os.environ.update(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
 import numpy as np
 
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.cost import load_cost_model
+from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import GlobalBudget, PolicyFile
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.step_log import StepLog
+from sglang_dspark.logs.step_parts import encode, header_of, part_bytes
 from sglang_dspark.runtime.metrics import WorkerMetrics
-from sglang_dspark.runtime.records import StepRecord
-from sglang_dspark.runtime.step_log import StepLog
-from sglang_dspark.runtime.step_parts import encode, header_of, part_bytes
 
 GAMMA = 7
 REQUESTS = (1, 8, 64, 256)
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     make_folder(Path(options.out).parent)
     result: dict[str, Any] = {
-        "command": "python benchmarks/step_log_cost.py",
+        "command": "python -m benchmarks.step_log_cost",
         "date": datetime.date.today().isoformat(),
         "machine": cpu_name(),
         "python": platform.python_version(),

@@ -5,3 +5,7 @@
 """
 
 __version__ = "0.1.0"
+
+from sglang_dspark import commands as _commands
+
+_commands.install()

@@ -2,10 +2,10 @@
 
 Read these four files and you know the simulator:
 
-- ``simulator.kernel``: the replica's clock, admit -> plan -> step -> record
-- ``simulator.decode``: one decode step, draft -> plan -> verify -> commit
-- ``simulator.fleet``: SimPy's part, windows of time in which replicas run by themselves
-- ``simulator.metrics``: the numbers
+- ``simulator.engine.kernel``: the replica's clock, admit -> plan -> step -> record
+- ``simulator.engine.decode``: one decode step, draft -> plan -> verify -> commit
+- ``simulator.fleet.fleet``: SimPy's part, windows of time in which replicas run by themselves
+- ``simulator.study.metrics``: the numbers
 
 Around them: ``scenario`` (inputs and outcome), ``config`` (engine settings), ``layout`` (the
 records), ``prefill`` and ``kv_cache`` (SGLang's admission and memory), ``acceptance*`` and ``rng``

@@ -4,7 +4,7 @@
     python -m simulator.run traces/chat.jsonl --policy global --policy fixed:3 --concurrency 1,8,64
 
 Owns the command: flags, progress, printing and the result folder. Results go to stdout, everything
-else to stderr. The engine is ``simulator.fleet``, the numbers are ``simulator.metrics``.
+else to stderr. The clock is ``simulator.fleet``, the numbers are ``study.metrics``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
-from simulator.fleet_config import ROUTERS
-from simulator.metrics import paired_difference
-from simulator.report import format_table, format_verdicts
-from simulator.results import ResultFolder
-from simulator.run_config import (
+from simulator.fleet.config import ROUTERS
+from simulator.study.config import (
     RunConfig,
     Study,
     common_flags,
@@ -34,7 +31,10 @@ from simulator.run_config import (
     load_study,
     with_flags,
 )
-from simulator.study import RunResult, perform
+from simulator.study.metrics import paired_difference
+from simulator.study.report import format_table, format_verdicts
+from simulator.study.results import ResultFolder
+from simulator.study.study import RunResult, perform
 
 
 def _parser() -> Parser:

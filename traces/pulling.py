@@ -20,13 +20,13 @@ from typing import Any
 
 from sglang_dspark.core.policy import PolicyFile, SGLangPlanner
 from sglang_dspark.files import atomic_write, make_folder, os_problem, write_json
-from sglang_dspark.runtime.part_writer import part_pattern
-from sglang_dspark.runtime.profile_client import ServerClient, Unreachable
-from sglang_dspark.runtime.records import StepRecord
-from sglang_dspark.runtime.request_parts import PREFIX as REQUESTS
+from sglang_dspark.logs.info_records import Converter, InfoDump, Ledger, dumps_of
+from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.request_parts import PREFIX as REQUESTS
+from sglang_dspark.logs.step_parts import PartHeader, encode, header_of, part_bytes
+from sglang_dspark.logs.writer import part_pattern
+from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
 from sglang_dspark.runtime.settings import unpriced
-from sglang_dspark.runtime.step_parts import PartHeader, encode, header_of, part_bytes
-from traces.info_records import Converter, InfoDump, Ledger, dumps_of
 
 STEPS = "steps"
 CLEAR_AT = 1000

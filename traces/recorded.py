@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sglang_dspark.files import atomic_write
-from sglang_dspark.runtime.request_parts import RequestLogRead, RequestRecord, read_requests
+from sglang_dspark.logs.request_parts import RequestLogRead, RequestRecord, read_requests
 from traces.columns import Trace
 from traces.schema import Request
 from traces.store import write_trace

@@ -21,8 +21,8 @@ from sglang_dspark.core.correction import (
     learn,
     nothing_learned,
 )
-from sglang_dspark.core.cost import CostModel
-from sglang_dspark.core.cost_tables import decode_step_seconds
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.tables import decode_step_seconds
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation, Policy, SGLangPlanner
 from sglang_dspark.core.state import BatchState, Floats, VerifyPlan

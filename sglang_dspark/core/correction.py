@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled
-from sglang_dspark.core.cost_tables import CostTables, draft_seconds, verify_seconds
+from sglang_dspark.core.costs.tables import CostTables, draft_seconds, verify_seconds
 from sglang_dspark.core.state import Floats, Ints
 from sglang_dspark.core.survival import sigmoid
 

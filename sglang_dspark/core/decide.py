@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled, inlined
-from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
+from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
 from sglang_dspark.core.goodput import (
     Circumstances,
     choose_drafts,

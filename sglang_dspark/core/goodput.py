@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled
-from sglang_dspark.core.cost_tables import (
+from sglang_dspark.core.costs.tables import (
     LEAST_CONTEXT_SHARE,
     CostTables,
     decode_step_seconds,

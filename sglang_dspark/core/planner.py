@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
-from sglang_dspark.core import sglang_tables
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.cost import CostModel
+from sglang_dspark.core.costs import sglang_tables
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.decide import (
     TABLE_ADDITIVE,
     TABLE_FLAT,

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.correction import Outcome
 from sglang_dspark.core.state import Floats, Ints
-from sglang_dspark.runtime.records import StepRecord
+from sglang_dspark.logs.records import StepRecord
 
 BINS = 10
 """Equal parts of 0..1 in which mean confidence and acceptance are compared."""

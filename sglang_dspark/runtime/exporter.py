@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang_dspark.core.state import STOP_REASONS, Ints
-from sglang_dspark.runtime.records import SHAPES
+from sglang_dspark.logs.records import SHAPES
 
 Key = tuple[str, str]
 """A series: its name without prefix, and the value of its extra label."""

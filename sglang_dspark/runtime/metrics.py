@@ -22,13 +22,13 @@ import numpy as np
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.correction import PARTS
 from sglang_dspark.core.state import Floats, Ints
+from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.runtime.drift import Drift
 from sglang_dspark.runtime.exporter import BATCH_BOUNDS, COUNTERS, PHASES, POLICY, Exporter, Key
-from sglang_dspark.runtime.records import StepRecord
 
 if TYPE_CHECKING:
     from sglang_dspark.core.corrected_planner import CorrectedPlanner
-    from sglang_dspark.runtime.step_log import StepLog
+    from sglang_dspark.logs.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 

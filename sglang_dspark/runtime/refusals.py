@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_dspark.draft.config import DrafterConfig
+from sglang_dspark.draft.model.config import DrafterConfig
 
 ALGORITHM = "DSPARK"
 

@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sglang_dspark.runtime.part_writer import PartWriter
-from sglang_dspark.runtime.request_parts import (
+from sglang_dspark.logs.request_parts import (
     BLOCK_TOKENS,
     PREFIX,
     TITLE,
@@ -35,6 +34,7 @@ from sglang_dspark.runtime.request_parts import (
     part_bytes,
     prefix_hashes,
 )
+from sglang_dspark.logs.writer import PartWriter
 from sglang_dspark.runtime.settings import Settings, flag
 
 logger = logging.getLogger(__name__)

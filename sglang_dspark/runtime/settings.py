@@ -120,7 +120,7 @@ class Deployment:
 
 def unpriced() -> CostModel:
     """Stands in where no policy asks for a price: every step, whatever its size, is 1 second."""
-    from sglang_dspark.core.cost import decode_cost_model
+    from sglang_dspark.core.costs.model import decode_cost_model
 
     nothing = {"origin": "analytic", "note": "no cost model was given"}
     provenance = dict.fromkeys(("hardware", "model", "dtype", "engine", "date", "command"), "none")

@@ -23,7 +23,7 @@ from analysis.replays import load_replay, read_batch_profiles, read_requests
 from analysis.series import make_series
 from analysis.style import POLICY_LOOKS, SPARE_LOOKS, page_bytes, page_style
 from simulator import run
-from simulator.metrics import request_times
+from simulator.study.metrics import request_times
 from traces import Request, write_trace
 
 POLICIES = ("none", "fixed", "global")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
+from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
 from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plain_policies import (
+
+from sglang_dspark.core.decide import PolicyTables
+from sglang_dspark.core.state import Floats
+from tests.core.plain_policies import (
     EARLY_STOP,
     FIXED,
     GLOBAL,
@@ -27,9 +30,6 @@ from plain_policies import (
     lengths_of,
     policy_of,
 )
-
-from sglang_dspark.core.decide import PolicyTables
-from sglang_dspark.core.state import Floats
 
 Plan = Callable[[Floats], list[int]]
 """From the current survivals [R, K] to lengths."""

@@ -29,8 +29,9 @@ from sglang_dspark.core.correction import (
     predicted_seconds,
     to_vector,
 )
-from sglang_dspark.core.cost import load_cost_model
-from sglang_dspark.core.cost_tables import decode_step_seconds
+from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.sglang_tables import SpsTable, from_sps
+from sglang_dspark.core.costs.tables import decode_step_seconds
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import (
     POLICIES,
@@ -42,7 +43,6 @@ from sglang_dspark.core.policy import (
     Policy,
     SGLangPlanner,
 )
-from sglang_dspark.core.sglang_tables import SpsTable, from_sps
 from sglang_dspark.core.state import BatchState, Floats
 
 GAMMA = 4

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from plain_policies import (
+
+from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
+from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
+from sglang_dspark.core.ranking import SURVIVAL_FLOOR
+from sglang_dspark.core.state import Floats
+from tests.core.plain_policies import (
     EARLY_STOP,
     FIXED,
     GLOBAL,
@@ -30,11 +35,6 @@ from plain_policies import (
     survivals,
     throughput,
 )
-
-from sglang_dspark.core.cost_tables import CostTables, decode_step_seconds
-from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
-from sglang_dspark.core.ranking import SURVIVAL_FLOOR
-from sglang_dspark.core.state import Floats
 
 PRICES = st.fixed_dictionaries(
     {

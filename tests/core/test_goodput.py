@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plain_policies import (
+
+from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.tables import CostTables
+from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
+from sglang_dspark.core.goodput import LEAST_WEIGHT, fill_weights, slack_seconds
+from sglang_dspark.core.planner import Planner
+from sglang_dspark.core.policy import Goodput, parse_policy, save_policy
+from sglang_dspark.core.ranking import SURVIVAL_FLOOR
+from sglang_dspark.core.state import BatchState, Floats
+from tests.core.plain_policies import (
     GLOBAL,
     GOODPUT,
     PLENTY,
@@ -20,15 +29,6 @@ from plain_policies import (
     policy_of,
     survivals,
 )
-
-from sglang_dspark.core.cost import load_cost_model
-from sglang_dspark.core.cost_tables import CostTables
-from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
-from sglang_dspark.core.goodput import LEAST_WEIGHT, fill_weights, slack_seconds
-from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import Goodput, parse_policy, save_policy
-from sglang_dspark.core.ranking import SURVIVAL_FLOOR
-from sglang_dspark.core.state import BatchState, Floats
 
 PLAIN = policy_of(GOODPUT)
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.cost import load_cost_model
-from sglang_dspark.core.cost_tables import decode_step_seconds
+from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
+from sglang_dspark.core.costs.tables import decode_step_seconds
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import (
     POLICIES,
@@ -24,7 +25,6 @@ from sglang_dspark.core.policy import (
     Policy,
     SGLangPlanner,
 )
-from sglang_dspark.core.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.state import STOP_REASONS, BatchState, Floats
 
 GAMMA = 4

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_policies import best_first, in_order, survivals
 
 from sglang_dspark.core.ranking import (
     MOST_BINS,
@@ -15,6 +14,7 @@ from sglang_dspark.core.ranking import (
     sort_candidates,
 )
 from sglang_dspark.core.state import Floats
+from tests.core.plain_policies import best_first, in_order, survivals
 
 
 def ordered(survival: Floats) -> Floats:

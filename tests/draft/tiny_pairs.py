@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sglang_dspark.draft.config import DrafterConfig
-from sglang_dspark.draft.model import Drafter
-from sglang_dspark.draft.sampler import answer_tokens
-from sglang_dspark.draft.sampling import Sampling
-from sglang_dspark.draft.target import Target
+from sglang_dspark.draft.data.sampler import answer_tokens
+from sglang_dspark.draft.evaluation.sampling import Sampling
+from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.draft.model.model import Drafter
+from sglang_dspark.draft.model.target import Target
 
 VOCABULARY = 40
 GAMMA = 4

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sglang_dspark.draft.corpus import Corpus, build_corpus
-from sglang_dspark.draft.generate import main as generate
-from sglang_dspark.draft.pretrain import TargetRecipe, save_target, small_qwen3
-from sglang_dspark.draft.prompts import write_prompts
+from sglang_dspark.draft.data.corpus import Corpus, build_corpus
+from sglang_dspark.draft.data.generate import main as generate
+from sglang_dspark.draft.data.prompts import write_prompts
+from sglang_dspark.draft.training.pretrain import TargetRecipe, save_target, small_qwen3
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = TargetRecipe(hidden=64, layers=4)

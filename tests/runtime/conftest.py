@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from servers import Nursery
-    from serving_scenes import Greedy, Pair
+    from tests.runtime.servers import Nursery
+    from tests.runtime.serving_scenes import Greedy, Pair
 
 # Before whichever test module imports SGLang first: it looks once.
 os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
@@ -27,10 +27,9 @@ CACHE_VARIABLE = "SGLANG_DSPARK_CACHE"
 def pair() -> Pair:
     """The laptop run's target and drafter on templated text, made where they are missing."""
     pytest.importorskip("sglang")
-    from serving_scenes import Pair
-
-    from sglang_dspark.draft.demo import default_cache, trained_pair
-    from sglang_dspark.draft.demo_recipe import laptop
+    from sglang_dspark.draft.demo.command import default_cache, trained_pair
+    from sglang_dspark.draft.demo.recipe import laptop
+    from tests.runtime.serving_scenes import Pair
 
     cache = os.environ.get(CACHE_VARIABLE) or default_cache()
     target, drafter = trained_pair(laptop(), cache, corpus="templated")
@@ -40,7 +39,7 @@ def pair() -> Pair:
 @pytest.fixture(scope="session")
 def nursery(pair: Pair) -> Iterator[Nursery]:
     """One warm process for the whole session."""
-    from servers import Nursery
+    from tests.runtime.servers import Nursery
 
     # ``pair`` first: training beside a warm process would only cost memory.
     with Nursery() as warm:
@@ -50,6 +49,6 @@ def nursery(pair: Pair) -> Iterator[Nursery]:
 @pytest.fixture(scope="session")
 def greedy(pair: Pair, nursery: Nursery) -> Greedy:
     """200 prompts with what a server without speculation answers greedily."""
-    from serving_scenes import greedy_prompts, plain_answers
+    from tests.runtime.serving_scenes import greedy_prompts, plain_answers
 
     return plain_answers(pair, nursery, greedy_prompts(pair, count=215), keep=200, new_tokens=64)

@@ -17,7 +17,7 @@ def quick_request_log() -> None:
 
 def quick_logs() -> None:
     """The same of both logs."""
-    from sglang_dspark.runtime.step_log import StepLog
+    from sglang_dspark.logs.step_log import StepLog
 
     quick_request_log()
     assert StepLog.__init__.__kwdefaults__ is not None
@@ -26,7 +26,7 @@ def quick_logs() -> None:
 
 def full_disk() -> None:
     """No part of a log can be written."""
-    from sglang_dspark.runtime import part_writer
+    from sglang_dspark.logs import writer as part_writer
 
     quick_request_log()
 

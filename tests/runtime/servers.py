@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+ROOT = Path(__file__).parents[2]
+
 CPU_ENVIRONMENT = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "HF_HUB_OFFLINE": "1",
@@ -149,6 +151,8 @@ class Nursery:
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dspark-")))
     """Short, since it holds Unix sockets. Removed when the nursery closes cleanly."""
+    module: str = "tests.runtime.nursery"
+    """What the process runs."""
     warm_s: float = 0.0
     started: int = 0
     process: subprocess.Popen[str] | None = None
@@ -156,12 +160,13 @@ class Nursery:
     def __enter__(self) -> Nursery:
         with open(self.folder / "nursery.log", "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("nursery.py"))],
+                [sys.executable, "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env={**os.environ, **CPU_ENVIRONMENT},
+                cwd=ROOT,
             )
         self.warm_s = self._answer()["warm_s"]
         return self
@@ -194,7 +199,7 @@ class Nursery:
     ) -> Server:
         """A server with these arguments (host and port are added).
 
-        ``patch`` names a ``module:function`` of this folder that is called in the server before
+        ``patch`` names a ``module:function`` that is called in the server before
         anything else.
         """
         port = free_port()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sglang_dspark.runtime.records import StepRecord
-from sglang_dspark.runtime.step_log import ReplayCounts, replay
+from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.step_log import ReplayCounts, replay
 
 _PART_S = 0.8
 """More than ``serving_patches.quick_step_log`` lets a part wait, and its writing."""

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.stats import chi2
-from serving_scenes import Pair
 
-from sglang_dspark.draft.sampling import Sampling, probabilities
+from sglang_dspark.draft.evaluation.sampling import Sampling, probabilities
+from tests.runtime.serving_scenes import Pair
 
 LEAST = 1e-4
 """p-values below this reject."""

@@ -17,7 +17,7 @@ from sglang_dspark.core.state import BatchState, Floats, VerifyPlan
 
 def quick_step_log() -> None:
     """Parts of the step log become visible after a fraction of a second."""
-    from sglang_dspark.runtime.step_log import StepLog
+    from sglang_dspark.logs.step_log import StepLog
 
     assert StepLog.__init__.__kwdefaults__ is not None
     StepLog.__init__.__kwdefaults__["interval_s"] = 0.3

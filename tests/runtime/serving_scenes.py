@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from servers import Nursery, plain_arguments
-from serving_client import Job, serve
 
-from sglang_dspark.core.cost import CostModel
-from sglang_dspark.core.cost_schema import (
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.schema import (
     ContextCost,
     DraftCost,
     GraphTiers,
@@ -31,13 +29,15 @@ from sglang_dspark.core.cost_schema import (
     ValidRange,
 )
 from sglang_dspark.core.policy import Goodput, PolicyFile, save_policy
-from sglang_dspark.draft.answers import load_tokenizer, prompt_tokens
-from sglang_dspark.draft.checkpoint import load_drafter
-from sglang_dspark.draft.config import DrafterConfig
-from sglang_dspark.draft.model import Drafter
-from sglang_dspark.draft.prompts import Prompt
-from sglang_dspark.draft.target import Target
-from sglang_dspark.draft.templates import templated_pairs
+from sglang_dspark.draft.data.answers import load_tokenizer, prompt_tokens
+from sglang_dspark.draft.data.prompts import Prompt
+from sglang_dspark.draft.data.templates import templated_pairs
+from sglang_dspark.draft.model.checkpoint import load_drafter
+from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.draft.model.model import Drafter
+from sglang_dspark.draft.model.target import Target
+from tests.runtime.servers import Nursery, plain_arguments
+from tests.runtime.serving_client import Job, serve
 
 GAMMA = 7
 """Of the laptop run's drafter."""

@@ -124,9 +124,8 @@ def test_every_expression_parses() -> None:
 @pytest.mark.law
 def test_the_names_are_those_that_a_registry_holds() -> None:
     prometheus_client = pytest.importorskip("prometheus_client")
-    from step_records import GAMMA, random_record
-
     from sglang_dspark.runtime.metrics import WorkerMetrics
+    from tests.logs.step_records import GAMMA, random_record
 
     registry = prometheus_client.CollectorRegistry()
     metrics = WorkerMetrics(

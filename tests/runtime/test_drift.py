@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from step_records import GAMMA, MODEL, random_record
 
 from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.runtime import drift
 from sglang_dspark.runtime.drift import HALF_LIFE_ROWS, LEAST_ROWS, Drift, outcome_of
-from sglang_dspark.runtime.records import StepRecord
+from tests.logs.step_records import GAMMA, MODEL, random_record
 
 CALIBRATION = Calibration(temperatures=(1.5, 0.7, 1.0, 2.0), biases=(0.1, 0.0, -0.4, 0.2))
 

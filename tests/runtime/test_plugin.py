@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import plugin_scenes
 import pytest
 
 from sglang_dspark.runtime import plugin, refusals
+from tests.runtime import plugin_scenes
 
 ROOT = Path(__file__).parents[2]
 needs_sglang = pytest.mark.skipif(
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scenes(folder: Path) -> dict[str, Any]:
     """What every scene found."""
-    ended = run(str(Path(plugin_scenes.__file__)), str(folder))
+    ended = run("-m", "tests.runtime.plugin_scenes", str(folder))
     lines = [line for line in ended.stdout.splitlines() if line.startswith("{")]
     found: dict[str, Any] = {}
     for line in lines:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglang_dspark.draft.config import DrafterConfig
+from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.runtime import refusals, versions
 
 SERVED = {name: served for name, served, *_ in refusals.SERVER_FLAGS}

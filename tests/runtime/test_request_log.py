@@ -20,9 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dspark.runtime import request_log
-from sglang_dspark.runtime.request_log import RequestLog, RequestRecorder
-from sglang_dspark.runtime.request_parts import (
+from sglang_dspark.logs.request_parts import (
     BLOCK_TOKENS,
     SCHEMA,
     RequestHeader,
@@ -32,6 +30,8 @@ from sglang_dspark.runtime.request_parts import (
     read_part,
     read_requests,
 )
+from sglang_dspark.runtime import request_log
+from sglang_dspark.runtime.request_log import RequestLog, RequestRecorder
 from sglang_dspark.runtime.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -346,10 +346,9 @@ def test_servers_that_the_log_would_not_see_are_refused(
 
 
 WRITER = """
-import sys, time
-sys.path.insert(0, {tests!r})
+import time
 from pathlib import Path
-import test_request_log as t
+from tests.runtime import test_request_log as t
 {before}
 recorder, manager = t.RequestRecorder(t.Settings(request_log={folder!r})), t.Manager()
 recorder._log = t.RequestLog({folder!r}, interval_s=0.5, poll_s=0.02)
@@ -364,7 +363,7 @@ for number in range({count}):
 
 def child(folder: Path, **given_: Any) -> subprocess.Popen[str]:
     values = {"before": "", "after": "", "count": 10**6, **given_}
-    code = WRITER.format(tests=str(Path(__file__).parent), folder=str(folder), **values)
+    code = WRITER.format(folder=str(folder), **values)
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,

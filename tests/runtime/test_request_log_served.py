@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Nursery, Server, dspark_arguments, plain_arguments
-from serving_client import Job, Outcome, serve, server_info
-from serving_scenes import Pair
 
-from sglang_dspark.runtime.request_parts import BLOCK_TOKENS, RequestRecord, read_requests
-from sglang_dspark.runtime.step_log import read, replay
+from sglang_dspark.logs.request_parts import BLOCK_TOKENS, RequestRecord, read_requests
+from sglang_dspark.logs.step_log import read, replay
 from simulator.run import main as simulate
+from tests.runtime.servers import Nursery, Server, dspark_arguments, plain_arguments
+from tests.runtime.serving_client import Job, Outcome, serve, server_info
+from tests.runtime.serving_scenes import Pair
 from traces import load_trace
 from traces.record import main
 
-QUICK = "request_log_patches:quick_request_log"
+QUICK = "tests.runtime.request_log_patches:quick_request_log"
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 COMPACT = {"SGLANG_RAGGED_VERIFY_MODE": "compact"}
 """What SGLang's own DSPARK needs in order to be steered; 0.5.15 does not know it."""
@@ -196,7 +196,7 @@ def test_a_recording_of_a_running_server_replays(
     with nursery.start(
         [*recorded_by(arguments, requests), "--speculative-dspark-step-log", str(steps)],
         environment=COMPACT,
-        patch="request_log_patches:quick_logs",
+        patch="tests.runtime.request_log_patches:quick_logs",
     ) as server:
         outcomes = serve(server.url, jobs, concurrency=4)
         words = ["--url", server.url, "-o", str(out), "--seconds", "2", "--every", "0.3"]
@@ -252,7 +252,7 @@ def test_a_log_that_stops_does_not_stop_the_server(
 ) -> None:
     with nursery.start(
         recorded_by(plain_arguments(pair.target_folder), tmp_path),
-        patch=f"request_log_patches:{patch}",
+        patch=f"tests.runtime.request_log_patches:{patch}",
     ) as server:
         jobs = [Job(prompt=pair.conversation(n)[:30], sampling=GREEDY) for n in range(6)]
         serve(server.url, jobs, concurrency=2)

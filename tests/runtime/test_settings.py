@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sglang_dspark.core.corrected_planner import CorrectedPlanner
 from sglang_dspark.core.correction import Correction
-from sglang_dspark.core.cost import as_json, decode_cost_model, load_cost_model
+from sglang_dspark.core.costs.model import as_json, decode_cost_model, load_cost_model
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.runtime import settings

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sglang_dspark.core.cost import CostModel, decode_cost_model
+from sglang_dspark.core.costs.model import CostModel, decode_cost_model
 from sglang_dspark.core.policy import parse_policy
-from simulator.acceptance import load_acceptance
-from simulator.config import EngineConfig
-from simulator.scenario import Scenario
+from simulator.acceptance.load import load_acceptance
+from simulator.engine.config import EngineConfig
+from simulator.fleet.scenario import Scenario
 from traces import Trace
 
 PROFILE = load_acceptance("dspark-qwen3-4b")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.fleet import simulate
-from simulator.layout import COMPLETED, REJECTED
-from simulator.run_config import RunConfig, load_study
+from simulator.engine.layout import COMPLETED, REJECTED
+from simulator.fleet.fleet import simulate
+from simulator.study.config import RunConfig, load_study
 from traces.convert import main as convert
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sglang_dspark.draft.decode import headless_confidence
-from sglang_dspark.draft.heads import ConfidenceHead, MarkovHead
-from sglang_dspark.draft.sampling import GREEDY_BELOW, draw
+from sglang_dspark.draft.evaluation.decode import headless_confidence
+from sglang_dspark.draft.evaluation.sampling import GREEDY_BELOW, draw
+from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
 
 SCRATCH_WEIGHTS = 2**22
 """Weights that a sort or a running sum handles at a time: bounds the scratch, whatever R is."""

@@ -1,6 +1,6 @@
 """Accept-or-resample for the ragged rows of one verification step.
 
-The law is ``sglang_dspark.draft.rejection``'s: what is committed is distributed exactly as the
+The law is ``draft.evaluation.rejection``'s: what is committed is distributed exactly as the
 target's p for all lengths that do not look at the tokens they cut off. Owns no model and no
 randomness.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sglang_dspark.draft.rejection import acceptance_probability, residual
+from sglang_dspark.draft.evaluation.rejection import acceptance_probability, residual
 from sglang_dspark.runtime.kernels.head import drawn
 
 

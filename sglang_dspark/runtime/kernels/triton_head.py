@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sglang_dspark.draft.sampling import GREEDY_BELOW
+from sglang_dspark.draft.evaluation.sampling import GREEDY_BELOW
 from sglang_dspark.runtime.kernels.head import RowChoice, drawn_rows, filter_rows
 from sglang_dspark.runtime.kernels.triton_draw import TILE, passing, passing_tile
 

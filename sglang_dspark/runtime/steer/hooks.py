@@ -20,7 +20,7 @@ import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.memory import PrefillRate
+from sglang_dspark.core.history import PrefillRate
 from sglang_dspark.core.state import Ints
 from sglang_dspark.runtime.settings import Settings, flag, load
 from sglang_dspark.runtime.settings import check as check_settings

@@ -24,12 +24,12 @@ from torch import Tensor
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import policy_label
 from sglang_dspark.core.state import BatchState, Bools, Ints, VerifyPlan
+from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.step_log import StepLog
+from sglang_dspark.logs.step_parts import header_of
 from sglang_dspark.runtime.metrics import WorkerMetrics
-from sglang_dspark.runtime.records import StepRecord
 from sglang_dspark.runtime.settings import Deployment, Settings
 from sglang_dspark.runtime.steer.decision import StepDecision, logits_of
-from sglang_dspark.runtime.step_log import StepLog
-from sglang_dspark.runtime.step_parts import header_of
 
 logger = logging.getLogger(__name__)
 

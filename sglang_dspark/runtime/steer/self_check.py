@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sglang_dspark.core.cost import CostModel
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.policy import SGLangPlanner
-from sglang_dspark.core.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.runtime.steer import targets
 from sglang_dspark.runtime.steer.decision import Decider, fill_logits

@@ -15,9 +15,8 @@ import inspect
 import json
 import pkgutil
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,7 +289,7 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Check releases; status 1 when one has changed."""
     parser = Parser(
         prog="python -m sglang_dspark.runtime.steer.targets",
@@ -314,4 +313,4 @@ def surveyed() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command("targets", main))
+    raise SystemExit(run_command("sglang_dspark.runtime.steer.targets", main))

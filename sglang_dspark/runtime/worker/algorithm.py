@@ -16,7 +16,7 @@ from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from sglang.srt.utils.hf_transformers_utils import get_config
 
-from sglang_dspark.draft.config import DrafterConfig
+from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.runtime.worker import cpu
 from sglang_dspark.runtime.worker.draft_model import drafter_config as read_config
 

@@ -17,12 +17,12 @@ from sglang.srt.server_args import get_global_server_args
 
 from sglang_dspark.core.corrected_planner import CorrectedPlanner
 from sglang_dspark.core.policy import policy_label
+from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.step_log import StepLog
+from sglang_dspark.logs.step_parts import header_of
 from sglang_dspark.runtime.drift import outcome_of
 from sglang_dspark.runtime.metrics import LiveSummary, WorkerMetrics
-from sglang_dspark.runtime.records import StepRecord
 from sglang_dspark.runtime.settings import Deployment, Settings, check
-from sglang_dspark.runtime.step_log import StepLog
-from sglang_dspark.runtime.step_parts import header_of
 from sglang_dspark.runtime.worker import control
 from sglang_dspark.runtime.worker.planning import StepPlanner
 from sglang_dspark.runtime.worker.urgency import UrgencyReader

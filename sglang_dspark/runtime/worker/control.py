@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from sglang_dspark.runtime.records import StepRecord
+from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.runtime.worker.planning import StepPlanner
 
 FORCE, RECENT = "dspark_force_length", "dspark_recent_steps"

@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.allocator.paged import alloc_extend_naive
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from torch import Tensor
 
-from sglang_dspark.runtime.worker.sampling_grammar import apply_packed_mask
+from sglang_dspark.runtime.worker.sampling.grammar import apply_packed_mask
 
 
 def assign_locations(

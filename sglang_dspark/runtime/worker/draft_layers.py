@@ -27,8 +27,8 @@ from sglang.srt.utils import use_intel_amx_backend
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from sglang_dspark.draft.config import DrafterConfig
-from sglang_dspark.draft.layers import Rope
+from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.draft.model.layers import Rope
 
 
 class DraftRope(RotaryEmbedding):  # type: ignore[misc]

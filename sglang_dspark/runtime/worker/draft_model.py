@@ -24,11 +24,11 @@ from sglang.srt.runtime_context import get_parallel
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from sglang_dspark.draft.checkpoint import SHARED
-from sglang_dspark.draft.config import GEMMA4, QWEN3, DrafterConfig
-from sglang_dspark.draft.ends import capped
-from sglang_dspark.draft.heads import ConfidenceHead, MarkovHead
-from sglang_dspark.draft.model import Drafter
+from sglang_dspark.draft.model.checkpoint import SHARED
+from sglang_dspark.draft.model.config import GEMMA4, QWEN3, DrafterConfig
+from sglang_dspark.draft.model.ends import capped
+from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
+from sglang_dspark.draft.model.model import Drafter
 from sglang_dspark.runtime.worker.draft_layers import DraftLayer, DraftRope, check_shards
 
 GENERIC = "DSparkDraftModel"

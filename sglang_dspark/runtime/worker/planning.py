@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from sglang_dspark.core.memory import ConfidenceMemory, PrefillRate
+from sglang_dspark.core.history import ConfidenceMemory, PrefillRate
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Bools, Floats, Ints, VerifyPlan

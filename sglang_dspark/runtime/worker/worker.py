@@ -26,16 +26,16 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from sglang_dspark.core.state import BatchState, VerifyPlan
+from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.runtime.kernels.head import DraftBlock, draft_block
-from sglang_dspark.runtime.records import StepRecord
 from sglang_dspark.runtime.worker import forwards
 from sglang_dspark.runtime.worker.algorithm import draft_arguments
 from sglang_dspark.runtime.worker.assembly import assemble, refusing
 from sglang_dspark.runtime.worker.clock import PhaseClock
 from sglang_dspark.runtime.worker.draft_input import DraftInput
 from sglang_dspark.runtime.worker.forwards import Rows, Verified
-from sglang_dspark.runtime.worker.sampling import RowSampling, committed
-from sglang_dspark.runtime.worker.sampling_penalties import TokenHistories, resume
+from sglang_dspark.runtime.worker.sampling.draw import RowSampling, committed
+from sglang_dspark.runtime.worker.sampling.penalties import TokenHistories, resume
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,190 @@
+"""How many GPUs hold which traffic under an SLO, and which policy to deploy: the report.
+
+    python -m analysis.capacity traces/chat.jsonl --slo interactive -o report
+    python -m analysis.capacity results/chat --policy-file policy.json --cost-per-gpu-hour 3.5 -o r
+
+Owns the command: what it takes from flags or from a result folder, progress, and the three files
+``report.html``, ``report.pdf`` and ``report.json``, written together when all is done. The
+simulations are ``simulator.capacity.study``, the record ``capacity_report``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from analysis.capacity import tables
+from analysis.capacity.figures import draw_all
+from analysis.capacity.html_file import html_report
+from analysis.capacity.pdf_file import pdf_report
+from analysis.capacity.report import build_report, finite
+from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.files import atomic_write, make_folder
+from simulator.capacity.search import Goal
+from simulator.capacity.study import Findings, Inquiry, ask
+from simulator.slo import parse_slo
+from simulator.study.config import RunConfig, Study, load_run_config, load_study, with_flags
+from simulator.study.results import read_results
+from simulator.sweep.ray_pool import connected
+
+RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m analysis.capacity", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "source", metavar="TRACE|RESULTS", help="a trace, or a result folder to take settings from"
+    )
+    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
+    parser.add_argument(
+        "--policy", action="append", metavar="NAME[:PARAMETER]", help="compare these; repeat"
+    )
+    parser.add_argument(
+        "--policy-file", action="append", default=[], metavar="FILE", help="and a tuned policy"
+    )
+    parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
+    parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
+    parser.add_argument(
+        "--rate", type=float, nargs="+", default=RATES, metavar="X",
+        help="factors on the trace's rate that fleets are sized for (default: 1 2 4 8 16 32)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attainment", type=float, default=0.9, metavar="SHARE",
+        help="of the requests that must meet the SLO (default: 0.9)",
+    )  # fmt: skip
+    parser.add_argument("--cost-per-gpu-hour", type=float, metavar="X", help="in any currency")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="of the report")
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    """One replica at the trace's own rate; what the flags leave open comes from the folder."""
+    source = Path(arguments.source)
+    if source.is_dir():
+        read_results(source)  # its sentence for a folder that is no result
+        config = load_run_config(source / "config.json")
+        if config.fleet.pools:
+            raise ValueError(
+                f"{source}/config.json: capacity counts equal replicas and cannot size 'pools'; "
+                "give a result folder of one pool, or a trace"
+            )
+        config = dataclasses.replace(config, replicas=1, rate=1.0, concurrency=(), provenance={})
+    else:
+        config = RunConfig(trace=arguments.source)
+    names = tuple(arguments.policy or config.policies)
+    return with_flags(
+        config,
+        policies=(*names, *arguments.policy_file),
+        cost_model=arguments.cost_model,
+        acceptance=arguments.acceptance,
+        slo=arguments.slo,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    price = arguments.cost_per_gpu_hour
+    if price is not None and not (math.isfinite(price) and price > 0):
+        raise ValueError(
+            f"--cost-per-gpu-hour {price:g} must be a finite number above 0; leave it out to be "
+            "told GPU-hours"
+        )
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+
+
+def _asked(inquiry: Inquiry, jobs: int, ray: str | None, journal: Path) -> Findings:
+    """The simulations, with a progress bar."""
+    with (
+        tqdm(total=inquiry.questions, unit="question", desc="compiling, once", leave=False) as bar,
+        warnings.catch_warnings(),
+        connected(ray, jobs),
+    ):
+        warnings.simplefilter("ignore")  # the study has warned already
+
+        def on_done(done: int) -> None:
+            bar.set_description_str("simulating", refresh=False)
+            bar.update(done - bar.n)
+
+        return ask(inquiry, jobs=jobs, ray=ray, journal=journal, on_done=on_done)
+
+
+def _outside(study: Study, findings: Findings) -> None:
+    """Warn where a step left the range that the cost model vouches for."""
+    rows = [row for rows in findings.closed.values() for row in rows]
+    most_tokens = max(row["most_tokens"] for row in rows)
+    if most_tokens:  # else no request has a second token to decode
+        study.cost_model.warn_outside(most_tokens, max(row["most_requests"] for row in rows))
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    config = _config(arguments)
+    goal = Goal(slo=parse_slo(config.slo), attainment=arguments.attainment)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study = load_study(config)
+    inquiry = Inquiry(runs=study.runs, goal=goal, rates=tuple(sorted(set(arguments.rate))))
+    out = make_folder(arguments.out)
+    # Opened first: a folder that cannot be written to is refused before minutes of work.
+    with (
+        atomic_write(out / "report.html") as page,
+        atomic_write(out / "report.pdf", "wb") as document,
+        atomic_write(out / "report.json") as record,
+    ):
+        notes = [str(warning.message) for warning in caught]
+        report = _reported(study, inquiry, arguments, out / "journal.jsonl", notes)
+        drawings = draw_all(report, study.trace)
+        page.write(html_report(report, drawings))
+        document.write(pdf_report(report, drawings))
+        json.dump(report, record, indent=1, allow_nan=False)
+        record.write("\n")
+    (out / "journal.jsonl").unlink(missing_ok=True)
+    for note in notes:
+        warnings.warn(note, stacklevel=1)
+    print("\n".join([report["answer"]["headline"], *report["answer"]["sentences"], ""]))
+    print(tables.as_text(tables.sizes(report)))
+    print(f"\nWrote {out}/report.html, report.pdf, report.json")
+    return 0
+
+
+def _reported(
+    study: Study,
+    inquiry: Inquiry,
+    arguments: argparse.Namespace,
+    journal: Path,
+    notes: list[str],
+) -> dict[str, Any]:
+    """The record, simulated; ``notes`` gains what there is to warn of."""
+    try:
+        findings = _asked(inquiry, arguments.jobs, arguments.ray, journal)
+    except KeyboardInterrupt:
+        if journal.exists():
+            print(f"analysis.capacity: what is done is in {journal}; "
+                  "the same command goes on", file=sys.stderr)  # fmt: skip
+        raise
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _outside(study, findings)
+    notes += [str(warning.message) for warning in caught]
+    price = arguments.cost_per_gpu_hour
+    return dict(finite(build_report(study, inquiry, findings, price=price, notes=notes)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("analysis.capacity", lambda: _command(argv))

@@ -1,0 +1,281 @@
+"""The sentences of the capacity report: the answer, how sure it is, what the model does not know.
+
+Owns wording and rounding. Reads the record of ``capacity_report`` and nothing else, so that a
+sentence cannot say what the record does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from simulator.capacity.study import TOLERANCE
+
+REGRET = 0.02
+"""Loss at low load from which the answer warns."""
+_ORIGIN_SAYS = {
+    "measured": "was timed on the hardware it names, with the error of its fit",
+    "published": "was timed and published by others; your engine and settings may differ",
+    "analytic": "is computed from a data sheet and proves nothing about your GPU; replace it by a "
+    "measured one (python -m sglang_dspark.runtime.profile) before money depends on it",
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """``digits`` significant digits, thousands separated, never an exponent; a dash for none."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits}g}")
+    decimals = max(0, digits - len(str(int(abs(rounded))))) if abs(rounded) >= 1 else None
+    if decimals is None:
+        text = f"{rounded:.10f}".rstrip("0").rstrip(".")
+        return text
+    text = f"{rounded:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float | None, decimals: int = 1) -> str:
+    """A share as per cent without its sign: 0.9012 -> 90.1."""
+    return "–" if share is None else f"{100 * share:.{decimals}f}"
+
+
+def points(interval: Sequence[float]) -> str:
+    """A difference of shares with its interval, in percentage points."""
+    mean, low, high = interval
+    text = f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return text.replace("-", "−")
+
+
+def count(value: int, noun: str) -> str:
+    """1 GPU, 2 GPUs."""
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
+def objective(report: dict[str, Any]) -> str:
+    """The goal in words."""
+    slo = report["slo"]
+    return (
+        f"at least {percent(report['attainment'], 0)} % of requests within TTFT "
+        f"{number(slo['ttft_ms'])} ms and TPOT {number(slo['tpot_ms'])} ms"
+    )
+
+
+def decided(report: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """(policies that are worse for sure, those that cannot be told from the chosen one)."""
+    worse: list[str] = []
+    same: list[str] = []
+    for label, found in report["point"]["policies"].items():
+        difference = found["attainment_difference"]
+        if label != report["chosen"]:
+            sure = difference is not None and difference[2] < 0
+            (worse if sure else same).append(label)
+    return worse, same
+
+
+def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
+    """``headline`` and ``sentences`` of the first page."""
+    chosen = report["chosen"]
+    held = report["traffic"][chosen]["replica_req_s"]
+    if held is None:
+        return {
+            "headline": "No policy holds this objective, however little the traffic.",
+            "sentences": [
+                f"Even an almost idle replica misses {objective(report)} under every policy: "
+                "choose a looser SLO, a faster GPU or a smaller model."
+            ],
+        }
+    gpus = report["cost_model"]["gpus"]
+    least = "" if report["traffic"][chosen]["misses_at_rate"] else "at least "
+    sentences = [
+        f"One replica ({count(gpus, 'GPU')}) holds {least}{number(held)} requests/s under it, with "
+        f"{objective(report)}.{_closest(report)}"
+    ]
+    for fleet in (report["fleets"][0], report["fleets"][-1])[: len(report["fleets"])]:
+        ours = fleet["policies"][chosen]
+        rate = f"{number(fleet['offered_req_s'])} requests/s (×{number(fleet['rate'])} this trace)"
+        if ours["gpus"] is None:
+            sentences.append(f"{rate} is not held by up to {count(ours['bound'], 'replica')}.")
+        else:
+            sentences.append(f"{rate} takes {count(ours['gpus'], 'GPU')}{_others(fleet, chosen)}.")
+    _, same = decided(report)
+    if same:
+        sentences.append(f"Whether it beats {_listed(same)} is within noise.")
+    return {"headline": f"Deploy {chosen}.", "sentences": list(dict.fromkeys(sentences))}
+
+
+def _closest(report: dict[str, Any]) -> str:
+    others = {
+        label: found["replica_req_s"]
+        for label, found in report["traffic"].items()
+        if label != report["chosen"] and found["replica_req_s"] is not None
+    }
+    if not others:
+        return "" if len(report["traffic"]) == 1 else " No other policy holds any traffic."
+    best = max(others, key=lambda label: others[label])
+    return f" The closest, {best}, holds {number(others[best])}."
+
+
+def _others(fleet: dict[str, Any], chosen: str) -> str:
+    """Which policies need more, in brackets."""
+    ours = fleet["policies"][chosen]["gpus"]
+    more = {
+        label: found["gpus"]
+        for label, found in fleet["policies"].items()
+        if found["gpus"] is None or found["gpus"] > ours
+    }
+    parts = [
+        f"{label} {found}" if found else f"{label} more than any tried"
+        for label, found in more.items()
+    ]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def sureness_in_words(report: dict[str, Any]) -> list[str]:
+    """How far the answer can be trusted, a sentence each."""
+    model, chosen = report["cost_model"], report["chosen"]
+    said = [
+        f"Cost model {model['name']} ({model['origin']}) {_ORIGIN_SAYS[model['origin']]}."
+        + _parts(model)
+        + _fit(model["fit_error"])
+    ]
+    if report["traffic"][chosen]["replica_req_s"] is None:
+        return said
+    said.append(
+        f"Named is the policy whose replica holds the most traffic; of those within "
+        f"{percent(TOLERANCE, 0)} % of it, the "
+        "one with the most throughput in a full batch."
+    )
+    said.append(_compared(report))
+    regret = report["low_load_regret"][chosen]
+    said.append(
+        f"With 1 to 4 requests at a time {chosen} loses {percent(regret)} % of throughput to the "
+        "best policy there" + ("." if regret <= REGRET else ": a quiet night costs something.")
+    )
+    if chosen in report["mistakes"]["policies"]:
+        said.append(_robust(report))
+    return said
+
+
+def _parts(model: dict[str, Any]) -> str:
+    """The parts that are less than the whole claims to be."""
+    less = [part for part, origin in model["origins"].items() if origin == "analytic"]
+    if model["origin"] == "analytic" or not less:
+        return ""
+    verb = "is" if len(less) == 1 else "are"
+    return f" Its {_listed(less)} {verb} analytic all the same."
+
+
+def _fit(error: dict[str, Any] | None) -> str:
+    if error is None:
+        return ""
+    return (
+        f" Its fit is off by {percent(error['median_rel'])} % in the median and "
+        f"{percent(error['max_rel'])} % at most, where it was fitted."
+    )
+
+
+def _compared(report: dict[str, Any]) -> str:
+    chosen, at = report["chosen"], report["point"]
+    worse, same = decided(report)
+    parts = []
+    for label in [*worse, *same]:
+        difference = at["policies"][label]["attainment_difference"]
+        parts.append(f"{label} {points(difference)}" if difference else f"{label} unknown")
+    if not parts:
+        return f"Only {chosen} was simulated."
+    text = (
+        f"At {number(at['replica_req_s'])} requests/s on one replica, attainment against {chosen} "
+        f"(paired by request, 95 % intervals): {', '.join(parts)}. "
+    )
+    if same:
+        return text + f"Not told apart from {chosen}: {', '.join(same)}."
+    return text + "No interval holds zero."
+
+
+def _robust(report: dict[str, Any]) -> str:
+    """The chosen policy's worst change under a wrong belief, and what then beats it."""
+    mistakes, chosen = report["mistakes"], report["chosen"]
+    parts = []
+    for i, load in enumerate(mistakes["concurrency"]):
+        changes = mistakes["policies"][chosen][i]
+        worst = min(range(len(changes)), key=lambda k: changes[k])
+        if changes[worst] <= -0.0005:
+            parts.append(
+                f"at most {percent(-changes[worst])} % at {count(load, 'concurrent request')} "
+                f"({mistakes['labels'][worst]})"
+            )
+        else:
+            parts.append(f"nothing at {count(load, 'concurrent request')}")
+    return (
+        "Wrong beliefs (step costs ±20 %, confidences shifted or scaled) cost it "
+        f"{' and '.join(dict.fromkeys(parts))} of its throughput."
+    )
+
+
+def limits_in_words(report: dict[str, Any]) -> list[str]:
+    """What the model does not know, a sentence each."""
+    model, watts = report["cost_model"], report["cost_model"]["watts"]
+    origins = ", ".join(f"{part} {origin}" for part, origin in model["origins"].items())
+    said = [
+        f"Step times come from {model['name']} ({model['model']} on {model['hardware']}, "
+        f"{model['engine']}); its parts: {origins}. No interval in this report contains its error.",
+        "Intervals cover the sampling of this one trace under one seed, from batch means over "
+        "consecutive arrivals. Another day's traffic may differ by more.",
+        "More traffic is the same trace with its arrivals closer together: bursts get denser and "
+        "conversations faster, too. A fleet starts empty and its caches cold, which flatters "
+        f"short replays. {_shortest(report)}",
+        "Replicas are equal and stand behind a round-robin router; none fails, none is added or "
+        "removed. A size holds when no larger count up to the bound it was checked to misses; "
+        "reserve for failures and maintenance comes on top.",
+        "Money is GPU-hours times a price; hosts, network and people are not in it.",
+    ]
+    if watts is None:
+        said.append("The cost model states no power, so there is no energy here.")
+    else:
+        said.append(
+            f"Power is {watts['origin']}: {number(watts['idle'])} W idle and "
+            f"{number(watts['busy'])} W busy per replica ({watts['note']}), weighted by the share "
+            "of time in which a step runs. Hosts and cooling are not in it."
+        )
+    if report["assumed_acceptance"]:
+        said.append(
+            f"Of acceptance profile {report['acceptance']}, {_listed(report['assumed_acceptance'])}"
+            " are assumed; replay your own step logs (--acceptance LOG.parquet) where you can."
+        )
+    held = report["traffic"][report["chosen"]]
+    if held["rate"] is not None and held["misses_at_rate"] is None:
+        said.append("This trace is too short to saturate a replica: it may hold more than is said.")
+    return said + _lost(report)
+
+
+def _shortest(report: dict[str, Any]) -> str:
+    last = report["fleets"][-1]
+    taken_ms = last["policies"][report["chosen"]]["e2e_ms_p50"]
+    lasts = f"At ×{number(last['rate'])} the trace lasts {number(last['lasts_s'])} s"
+    if not taken_ms:
+        return f"{lasts}."
+    times = number(1e3 * last["lasts_s"] / taken_ms, 2)
+    return f"{lasts}, {times} times as long as its median request."
+
+
+def _lost(report: dict[str, Any]) -> list[str]:
+    """Requests that did not fit the memory, which no number of replicas changes."""
+    first = report["fleets"][0]["policies"][report["chosen"]]
+    said = []
+    if first["rejected"]:
+        said.append(
+            f"{count(first['rejected'], 'request')} of {report['trace']['requests']:,} were "
+            "rejected, since the prompt does not fit the KV memory; they count as missed."
+        )
+    if first["truncated"]:
+        said.append(
+            f"{count(first['truncated'], 'request')} of {report['trace']['requests']:,} were cut "
+            "short, since prompt and output exceed the KV memory."
+        )
+    return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

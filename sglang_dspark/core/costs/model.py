@@ -1,0 +1,301 @@
+"""``CostModel``: what one serving step costs on one replica, as a file states it.
+
+Owns the file format as a whole (schema 1), the choice of kind and the way to ``CostTables``.
+The parts are in ``cost_schema.py``, the formulas of kind ``roofline`` in ``roofline.py``, the
+pricing of a step in ``cost_tables.py``. Knows no policy and no clock.
+
+A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
+``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may
+leave those out: they are derived from its config and data sheet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+import textwrap
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sglang_dspark.core.costs.curve import Curve, additive_curve, roofline_curve, table_curve
+from sglang_dspark.core.costs.roofline import RooflineCost
+from sglang_dspark.core.costs.schema import (
+    AdditiveCost,
+    ContextCost,
+    DraftCost,
+    FitError,
+    GraphTiers,
+    HostCost,
+    Memory,
+    PrefillCost,
+    Provenance,
+    StepTable,
+    ValidRange,
+    Watts,
+    check_choice,
+)
+from sglang_dspark.core.costs.tables import CostTables
+from sglang_dspark.files import atomic_write, decode_record, read_json
+
+SCHEMA_VERSION = 1
+KINDS = ("table", "additive", "roofline")
+SHIPPED = Path(__file__).parents[2] / "cost_models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """Seconds, bytes and watts of one replica; ``ValueError`` when it contradicts itself."""
+
+    schema_version: int
+    """1."""
+    name: str
+    """By which reports and results call it."""
+    kind: str
+    """``table``, ``additive`` or ``roofline``: which block holds the target's forward."""
+    provenance: Provenance
+    valid_range: ValidRange
+    fit_error: FitError | None
+    """None where nothing was fitted."""
+    table: StepTable | None = None
+    additive: AdditiveCost | None = None
+    roofline: RooflineCost | None = None
+    draft: DraftCost | None = None
+    """None without a drafter, or when drafting is inside the forward's times."""
+    prefill: PrefillCost | None = None
+    host: HostCost | None = None
+    graphs: GraphTiers | None = None
+    context: ContextCost | None = None
+    """None: the context's length changes nothing."""
+    memory: Memory | None = None
+    """None: the KV pool must be given elsewhere."""
+    watts: Watts | None = None
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version {self.schema_version} is not known; this release reads "
+                f"{SCHEMA_VERSION}: rewrite the file or upgrade"
+            )
+        if not self.name.strip():
+            raise ValueError("the cost model's name is empty; give it one")
+        check_choice("kind", self.kind, KINDS)
+        for kind in KINDS:
+            if (getattr(self, kind) is not None) != (kind == self.kind):
+                verb = "lacks its" if kind == self.kind else "must not carry a"
+                raise ValueError(f"kind {self.kind!r} {verb} {kind!r} block; mend the file")
+        if self.roofline is not None:
+            self._derive(self.roofline)
+        for part in ("prefill", "host", "graphs"):
+            if getattr(self, part) is None:
+                raise ValueError(f"the {part!r} block is missing; only kind 'roofline' derives it")
+        self._check_range()
+
+    def _derive(self, roofline: RooflineCost) -> None:
+        """Fill the parts that the file left to the formulas."""
+        formulas = {
+            "draft": roofline.draft_cost,
+            "prefill": roofline.prefill_cost,
+            "host": roofline.host_cost,
+            "graphs": roofline.graph_tiers,
+            "context": roofline.context_cost,
+            "memory": roofline.memory,
+            "watts": roofline.watts,
+        }
+        for part, formula in formulas.items():
+            if getattr(self, part) is None:
+                object.__setattr__(self, part, formula())
+
+    def _check_range(self) -> None:
+        probed = self.table or self.additive
+        high = self.valid_range.tokens[1]
+        if probed is not None and high > probed.tokens[-1]:
+            raise ValueError(
+                f"valid_range reaches {high} tokens but the last probe is at {probed.tokens[-1]}; "
+                "measure further or lower it"
+            )
+        requests = self.additive or (None if self.roofline else self.draft)
+        high = self.valid_range.requests[1]
+        if requests is not None and high > requests.requests[-1]:
+            raise ValueError(
+                f"valid_range reaches {high} requests but the last probe is at "
+                f"{requests.requests[-1]}; measure further or lower it"
+            )
+        assert self.graphs is not None
+        tiers = self.graphs.tiers_tokens
+        if probed and tiers and self.graphs.beyond_last_s > 0 and probed.tokens[-1] > tiers[-1]:
+            raise ValueError(
+                f"beyond_last_s {self.graphs.beyond_last_s:g} would price sizes beyond "
+                f"{tiers[-1]} tokens twice, since probes reach {probed.tokens[-1]}; set it to 0"
+            )
+
+    @property
+    def kv_pool_tokens(self) -> int:
+        """KV tokens one replica holds. ``ValueError`` for a model without a memory block."""
+        if self.memory is None:
+            raise ValueError(
+                f"cost model {self.name!r} has no memory block; add one or set kv_pool_tokens"
+            )
+        return self.memory.pool_tokens
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.memory.gpus if self.memory is not None else self.provenance.tp
+
+    @property
+    def graph_tiers(self) -> tuple[int, ...]:
+        """Step sizes in tokens that a step is padded to, increasing; empty where none are known."""
+        assert self.graphs is not None
+        if self.graphs.tiers_tokens:
+            return self.graphs.tiers_tokens
+        if self.table is not None and self.table.between == "staircase":
+            return self.table.tokens
+        return ()
+
+    @functools.cached_property
+    def verify_curve(self) -> Curve:
+        """Seconds of the target's forward by tokens, at the reference context."""
+        assert self.graphs is not None
+        if self.table is not None:
+            return table_curve(self.table, self.graphs)
+        if self.additive is not None:
+            return additive_curve(self.additive, self.graphs)
+        assert self.roofline is not None
+        return roofline_curve(self.roofline, self.graphs, self.valid_range.tokens[1])
+
+    @functools.cached_property
+    def request_curve(self) -> Curve | None:
+        """Seconds of the target's forward that the number of requests adds."""
+        if self.additive is None:
+            return None
+        return Curve(
+            probes=np.array(self.additive.requests, dtype=np.float64),
+            seconds=np.array(self.additive.alpha_s),
+            tiers=np.zeros(0),
+        )
+
+    @functools.cached_property
+    def draft_curve(self) -> Curve | None:
+        """Seconds of drafting by requests."""
+        if self.draft is None:
+            return None
+        probes = np.array(self.draft.requests, dtype=np.float64)
+        tiers = probes if self.draft.between == "staircase" else np.zeros(0)
+        return Curve(probes=probes, seconds=np.array(self.draft.seconds), tiers=tiers)
+
+    def tables(self, max_tokens: int, max_requests: int) -> CostTables:
+        """The dense view for steps of up to ``max_tokens`` and ``max_requests``.
+
+        Exact at the probes, never decreasing in tokens or requests, and beyond the last probe at
+        least as steep as the whole curve on average: an unmeasured size never looks free.
+        """
+        for name, value in (("max_tokens", max_tokens), ("max_requests", max_requests)):
+            if value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
+        assert self.prefill is not None
+        assert self.host is not None
+        verify_s, verify_slope_s = self.verify_curve.dense(max_tokens)
+        nothing = np.zeros(max_requests + 1), 0.0
+        request_s, request_slope_s = (
+            self.request_curve.dense(max_requests) if self.request_curve else nothing
+        )
+        draft_s, draft_slope_s = (
+            self.draft_curve.dense(max_requests) if self.draft_curve else nothing
+        )
+        return CostTables(
+            verify_s=verify_s,
+            verify_slope_s=verify_slope_s,
+            request_s=request_s,
+            request_slope_s=request_slope_s,
+            draft_s=draft_s,
+            draft_slope_s=draft_slope_s,
+            context_s=self.context.token_s if self.context else 0.0,
+            context_reference_tokens=float(self.context.reference_tokens) if self.context else 0.0,
+            prefill_base_s=float(self.prefill.base_s),
+            prefill_token_s=float(self.prefill.token_s),
+            prefill_pair_s=float(self.prefill.pair_s),
+            host_s=float(self.host.step_s),
+            measured_tokens=self.valid_range.tokens[1],
+            measured_requests=self.valid_range.requests[1],
+            prefill_floor_s=float(self.prefill.floor_s),
+        )
+
+    @functools.cached_property
+    def _warned(self) -> list[str]:
+        return []
+
+    def warn_outside(self, tokens: int, requests: int) -> None:
+        """Warn, once per model, when a step leaves the range the model vouches for."""
+        for unit, value in (("tokens", tokens), ("requests", requests)):
+            low, high = getattr(self.valid_range, unit)
+            if not low <= value <= high and not self._warned:
+                self._warned.append(unit)
+                warnings.warn(
+                    f"cost model {self.name!r} is asked for {value} {unit}, outside its range "
+                    f"{low}..{high}; times there are extrapolated pessimistically",
+                    stacklevel=2,
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write the model as JSON, absent blocks left out and lists of numbers on a line."""
+        with atomic_write(path) as file:
+            file.write(layout(as_json(self)))
+
+
+def as_json(model: CostModel) -> dict[str, Any]:
+    """The model as plain JSON values, in the order of the fields, absent blocks left out."""
+    plain = dataclasses.asdict(model)
+    return {key: value for key, value in plain.items() if value is not None or key == "fit_error"}
+
+
+def layout(value: dict[str, Any]) -> str:
+    """Indented JSON whose lists of numbers are filled lines instead of one number a line."""
+
+    def filled(match: re.Match[str]) -> str:
+        numbers = " ".join(match[2].split())
+        if len(numbers) < 80:
+            return f"{match[1]}[{numbers}]"
+        margin = " " * (len(match[1]) - len(match[1].lstrip()) + 1)
+        lines = textwrap.fill(numbers, 98, initial_indent=margin, subsequent_indent=margin)
+        return f"{match[1]}[\n{lines}\n{margin[1:]}]"
+
+    text = json.dumps(value, indent=1, allow_nan=False)
+    return re.sub(r"^( *.*)\[([\d\s.,e+-]+)\]", filled, text, flags=re.MULTILINE) + "\n"
+
+
+def decode_cost_model(value: Any, *, where: str) -> CostModel:
+    """A cost model from parsed JSON; errors begin with ``where``."""
+    return decode_record(value, CostModel, where=where)
+
+
+def shipped_cost_models() -> list[str]:
+    """Names of the cost models that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.json"))
+
+
+def load_cost_model(name_or_path: str | Path) -> CostModel:
+    """A shipped cost model by name, or any by its file's path.
+
+    ``ValueError`` naming the shipped ones when there is neither, or saying what is wrong with the
+    file.
+    """
+    text = str(name_or_path)
+    names = shipped_cost_models()
+    if text in names:
+        path = SHIPPED / f"{text}.json"
+    elif Path(text).suffix == ".json" or Path(text).exists():
+        path = Path(text)
+    else:
+        near = difflib.get_close_matches(text, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"no cost model {text!r}; {hint}shipped: {', '.join(names)}; or give a .json file"
+        )
+    return decode_cost_model(read_json(path), where=str(path))

@@ -1,0 +1,60 @@
+"""Acceptance profiles: what every part of the simulator imports to know what a round accepts.
+
+Owns the way from a name or a path to a profile. The law and the compiled draw are in
+``tables``, the fitted JSON format in ``profile``, recorded logs in
+``recorded``; ``published`` makes the
+shipped files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from simulator.acceptance.profile import read_fitted_profile
+from simulator.acceptance.recorded import read_empirical_profile
+from simulator.acceptance.tables import AcceptanceTables
+
+DEFAULT_PROFILE = "dspark-qwen3-4b"
+
+_PROFILES = Path(__file__).parent / "profiles"
+
+
+class AcceptanceProfile(Protocol):
+    """A source of acceptance tables: fitted (JSON) or recorded (Parquet)."""
+
+    @property
+    def name(self) -> str:
+        """What results call the profile."""
+
+    @property
+    def gamma(self) -> int:
+        """Draft positions per round."""
+
+    def tables(self, domain_names: Sequence[str]) -> AcceptanceTables:
+        """Dense tables whose rows follow ``domain_names``; the last row serves code -1."""
+
+
+def shipped_profiles() -> list[str]:
+    """The names that ``load_acceptance`` knows without a path, sorted."""
+    return sorted(path.stem for path in _PROFILES.glob("*.json"))
+
+
+def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
+    """The profile of a shipped name, a fitted ``.json`` file or a recorded ``.parquet`` log."""
+    text = str(name_or_path)
+    if text in shipped_profiles():
+        return read_fitted_profile(_PROFILES / f"{text}.json")
+    path = Path(name_or_path)
+    if path.suffix == ".json":
+        return read_fitted_profile(path)
+    if path.suffix == ".parquet":
+        return read_empirical_profile(path)
+    near = difflib.get_close_matches(text, shipped_profiles(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(
+        f"{text}: no acceptance profile of this name; {hint}shipped: "
+        f"{', '.join(shipped_profiles())}; or give the path of a .json profile or .parquet log"
+    )

@@ -1,0 +1,5 @@
+"""``python -m simulator.fit``."""
+
+from simulator.fit.calibrate import main
+
+raise SystemExit(main())

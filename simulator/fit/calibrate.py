@@ -1,0 +1,286 @@
+"""From a server's step log to what replays it: an acceptance profile and a cost model.
+
+    python -m simulator.fit STEP_LOG [STEP_LOG ...] -o DIR [--requests TRACE.jsonl]
+
+Writes ``acceptance.parquet`` (for ``--acceptance``), ``cost_model.json`` (for ``--cost-model``)
+and ``calibration.json`` with fit errors, valid range and what the log could not tell, which is
+printed too. With ``--requests``, the request log of the same time in the schema of ``traces``,
+rounds are grouped by domain. What is read is ``logged_steps``, the fits are
+``acceptance_censored`` and ``cost_fit``; owns the command, the report and the price of exploring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.schema import Provenance
+from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.files import make_folder, os_problem, write_json
+from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.step_log import read
+from simulator.fit.acceptance import LEAST_ROUNDS, CensoredFit, fit_censored
+from simulator.fit.cost import CostFit, fit_cost
+from simulator.fit.logged_steps import Logged, Served, logged
+from traces import read_requests
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_MOST_EXTRAPOLATED = 0.1
+"""Share of a position's rounds from beyond which its extrapolation is spoken of."""
+
+
+_MOST_OVERLAPPING = 0.05
+"""Share of steps that may seem to overlap, by the clock's noise and another server's steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exploration:
+    """What it would take to see the positions that the policy hides."""
+
+    share: float
+    """Of the steps, to be verified in full."""
+    throughput_loss: float
+    """Share of the output rate that this costs, by the fitted models on the logged steps."""
+
+
+def exploration(log: Logged, fit: CensoredFit, model: CostModel) -> Exploration:
+    """The share of steps that would have shown every position ``LEAST_ROUNDS`` times, and its cost.
+
+    Every logged step is priced twice with the fitted models, as it was and verified in full; a
+    share of them takes the longer time and commits the longer runs.
+    """
+    column = np.arange(1, fit.probability.shape[1] + 1)
+    hidden = (log.rounds.accepted == log.rounds.verified)[:, None] & (
+        column > log.rounds.verified[:, None]
+    )
+    kept = log.rounds.accepted[:, None] >= column
+    survival = np.cumprod(np.where(hidden, fit.probability, kept), axis=1)
+    reach = np.concatenate((np.ones((len(survival), 1)), survival[:, :-1]), axis=1).sum(axis=0)
+    need = np.where(fit.identified, 0.0, (LEAST_ROUNDS - fit.shown) / np.maximum(reach, 1.0))
+    share = float(np.clip(need.max(), 0.0, 1.0))
+    most_tokens = int(log.times.requests.max()) * (len(column) + 1)
+    tables = model.tables(most_tokens, int(log.times.requests.max()))
+    as_was = in_full = 0.0
+    for requests, drafted, tokens, context in zip(
+        log.times.requests.tolist(),
+        log.times.drafted.tolist(),
+        log.times.tokens.tolist(),
+        log.times.context_tokens.tolist(),
+        strict=True,
+    ):
+        full = requests + drafted * len(column)
+        as_was += decode_step_seconds(tables, tokens, requests, drafted, float(context))
+        in_full += decode_step_seconds(tables, full, requests, drafted, float(context))
+    committed = float(log.times.requests.sum() + log.rounds.accepted.sum())
+    more = float((survival.sum(axis=1) - log.rounds.accepted).sum())
+    mixed = (committed + share * more) / (as_was + share * (in_full - as_was))
+    return Exploration(share=share, throughput_loss=max(0.0, 1.0 - mixed * as_was / committed))
+
+
+def not_shown(fit: CensoredFit, explore: Exploration) -> list[str]:
+    """Sentences on the positions that the log says too little of."""
+    lost = []
+    dark = np.flatnonzero(~fit.identified)
+    if dark.size:
+        lost.append(
+            f"position {int(dark[0]) + 1} and {dark.size - 1} later ones were shown in fewer than "
+            f"{LEAST_ROUNDS} rounds; their acceptance goes on as at the positions before. To "
+            f"measure it, verify {explore.share:.1%} of the steps in full; by the fitted models "
+            f"that costs {explore.throughput_loss:.1%} of the output rate"
+        )
+    for k in np.flatnonzero(fit.identified & (fit.extrapolated > _MOST_EXTRAPOLATED)):
+        lost.append(
+            f"{fit.extrapolated[k]:.0%} of the rounds that reach position {k + 1} have confidences "
+            "that no round verified so far had; their acceptance is extrapolated"
+        )
+    return lost
+
+
+def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
+    """An acceptance log of whole blocks, as ``simulator.acceptance.recorded`` reads it."""
+    rounds = log.rounds
+    table = pa.table(
+        {
+            "request": rounds.request,
+            "step": rounds.step,
+            "domain": pa.array([log.domains[code] or "all" for code in rounds.domain]),
+            "logits": pa.FixedSizeListArray.from_arrays(
+                pa.array(rounds.logits.ravel()), rounds.gamma
+            ),
+            "accepted": runs,
+            "position": log.position,
+            "output_tokens": log.output_tokens[rounds.request],
+        }
+    )
+    try:
+        pq.write_table(table, path, compression="zstd")
+    except OSError as error:
+        raise os_problem("write", path, error) from None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibrated:
+    """Everything that one log gave."""
+
+    log: Logged
+    acceptance: CensoredFit
+    cost: CostFit
+    explore: Exploration
+
+    @property
+    def not_identified(self) -> list[str]:
+        """Sentences."""
+        lost = [*self.cost.not_identified, *not_shown(self.acceptance, self.explore)]
+        if self.log.overlapping > _MOST_OVERLAPPING:
+            lost.append(
+                f"{self.log.overlapping:.0%} of the steps took longer than the time since the step "
+                "before: steps overlap on the host's clock, so that the time between them is a "
+                "guess; on a CPU start the server with --disable-overlap-schedule"
+            )
+        return lost
+
+    def report(self) -> dict[str, Any]:
+        """``calibration.json``."""
+        fit, cost = self.acceptance, self.cost
+        rounded = {
+            name: [None if np.isnan(v) else round(float(v), 5) for v in getattr(fit, name)]
+            for name in ("conditional", "standard_error", "plain", "extrapolated")
+        }
+        error = cost.model.fit_error
+        return {
+            "schema_version": 1,
+            "acceptance": {
+                "origin": "measured",
+                "rounds": int(fit.probability.shape[0]),
+                "requests": len(self.log.names),
+                "left_out": self.log.left_out,
+                "shown": fit.shown.tolist(),
+                **rounded,
+            },
+            "cost_model": {
+                "origin": "measured",
+                "steps": cost.steps,
+                "fit_error": error and dataclasses.asdict(error),
+                "valid_range": dataclasses.asdict(cost.model.valid_range),
+                "mean_factor": round(cost.mean_factor, 4),
+                "uniform_over_ragged": cost.uniform_over_ragged
+                and round(cost.uniform_over_ragged, 4),
+            },
+            "exploration": dataclasses.asdict(self.explore),
+            "not_identified": self.not_identified,
+        }
+
+    def save(self, folder: Path, *, seed: int) -> None:
+        """The three files."""
+        runs = self.acceptance.runs(self.log.rounds, seed=seed)
+        write_acceptance(folder / "acceptance.parquet", self.log, runs)
+        self.cost.model.save(folder / "cost_model.json")
+        write_json(folder / "calibration.json", self.report())
+
+
+def calibrate(
+    records: Iterable[StepRecord],
+    served: Mapping[str, Served],
+    *,
+    name: str,
+    provenance: Provenance,
+    seed: int = 0,
+    resamples: int = 40,
+) -> Calibrated:
+    """Both fits of a log."""
+    log = logged(records, served)
+    fit = fit_censored(log.rounds, resamples=resamples, seed=seed)
+    cost = fit_cost(log.times, gamma=log.rounds.gamma, name=name, provenance=provenance)
+    explore = exploration(log, fit, cost.model)
+    return Calibrated(log=log, acceptance=fit, cost=cost, explore=explore)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m simulator.fit", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "step_log", nargs="+", help="folder that --speculative-dspark-step-log named"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--requests", metavar="TRACE", help="request log: groups rounds by domain")
+    parser.add_argument("--name", default="measured", help="what results call the cost model")
+    parser.add_argument("--hardware", default="unknown", help="written into the cost model")
+    parser.add_argument("--model", default="unknown", help="written into the cost model")
+    parser.add_argument("--dtype", default="unknown", help="written into the cost model")
+    parser.add_argument("--tp", type=int, default=1, help="written into the cost model")
+    parser.add_argument("--seed", type=int, default=0, help="of resampling and of hidden tails")
+    return parser
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    served: dict[str, Served] = {}
+    if arguments.requests:
+        requests, _ = read_requests(arguments.requests)
+        served = {
+            r.request_id: Served(domain=r.domain or "", output_tokens=r.output_tokens)
+            for r in requests
+        }
+    folders = arguments.step_log
+    found = calibrate(
+        (record for folder in folders for record in read(folder)),
+        served,
+        name=arguments.name,
+        provenance=Provenance(
+            origin="measured",
+            source=f"step log {', '.join(Path(folder).name for folder in folders)}",
+            hardware=arguments.hardware,
+            model=arguments.model,
+            dtype=arguments.dtype,
+            tp=arguments.tp,
+            engine="SGLang with sglang-dspark",
+            date=date.today().isoformat(),
+            command=f"python -m simulator.fit {' '.join(folders)} -o {arguments.out}",
+        ),
+        seed=arguments.seed,
+    )
+    folder = make_folder(arguments.out)
+    found.save(folder, seed=arguments.seed)
+    print(summary(found))
+    print(f"\nWrote {folder}/acceptance.parquet, cost_model.json, calibration.json")
+    return 0
+
+
+def summary(found: Calibrated) -> str:
+    """What a person reads: acceptance by position, the cost's errors, what is missing."""
+    fit = found.acceptance
+    lines = [
+        f"{fit.probability.shape[0]} rounds of {len(found.log.names)} requests",
+        "position  acceptance  +-       uncorrected  rounds shown",
+    ]
+    for k in range(len(fit.conditional)):
+        plain = "-" if np.isnan(fit.plain[k]) else f"{fit.plain[k]:.3f}"
+        lines.append(
+            f"{k + 1:8d}  {fit.conditional[k]:10.3f}  {fit.standard_error[k]:.4f}  {plain:>11}"
+            f"  {fit.shown[k]:12d}"
+        )
+    error = found.cost.model.fit_error
+    assert error is not None
+    lines.append(
+        f"step times of {found.cost.steps} steps: {error.median_rel:.1%} median, "
+        f"{error.max_rel:.1%} largest error of cell means"
+    )
+    lines += [f"NOT IDENTIFIED: {line}" for line in found.not_identified]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command("simulator.fit", lambda: _command(_parser().parse_args(argv)))

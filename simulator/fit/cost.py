@@ -1,0 +1,399 @@
+"""A cost model from the step times that a server logged while it worked.
+
+Law fitted, seconds of one decode step from the end of the last one, of R requests, M computed
+tokens and C context tokens:
+    draft(R drafted) + bias + alpha(R) + theta(M) + context C + host
+with alpha, theta and draft piecewise linear and never decreasing, and host the time between two
+steps that no part of them explains. A prefill is what a gap between two decode steps holds beyond
+that when new requests joined: base + token (new tokens) + pair (attended pairs).
+
+Errors of step times are one-sided: what disturbs a step makes it longer. Huber's loss finds the
+curves that such steps cannot bend; a replay however adds times up, so that the mean must be right.
+Hence a second fit, of the mean, to times cut off where the robust one calls them pauses of the
+machine. Knows no file, no log and no policy.
+
+Shapes: S steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
+from sglang_dspark.core.costs.schema import (
+    AdditiveCost,
+    ContextCost,
+    DraftCost,
+    FitError,
+    GraphTiers,
+    HostCost,
+    PrefillCost,
+    Provenance,
+    ValidRange,
+)
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_HUBER = 1.345
+"""In robust standard deviations: 95 % as efficient as least squares on clean data."""
+_ROUNDS = 20
+_LEAST = 30
+"""Observations that a curve is fitted from at least."""
+_CELL = 20
+"""Steps of a (requests, tokens) cell that the fit error is taken of."""
+_WINSOR = 99.5
+"""Percentile of the measured over the robustly fitted time at which longer times are cut off:
+pauses of the machine, which a model of the engine should not spread over every step."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepTimes:
+    """Times of decode steps and of the gaps before them; NaN where a gap says nothing."""
+
+    requests: Ints
+    """[S] R."""
+    drafted: Ints
+    """[S] requests that were drafted for."""
+    tokens: Ints
+    """[S] M, padding excluded."""
+    context_tokens: Ints
+    """[S] C: sum over the requests, before the step."""
+    uniform: Bools
+    """[S] whether every request was verified at full width."""
+    draft_s: Floats
+    """[S] the drafter's passes."""
+    target_s: Floats
+    """[S] plan, verify and commit."""
+    gap_s: Floats
+    """[S] since the end of the step before; NaN where anything but the loop ran between."""
+    prefill_gap_s: Floats
+    """[S] the same where prompts were prefilled between, and nothing else; NaN elsewhere."""
+    prefill_tokens: Ints
+    """[S] new tokens of those prompts."""
+    prefill_pairs: Floats
+    """[S] their attended pairs: new * (cached + new / 2)."""
+    prefill_batches: Ints
+    """[S] prefill steps they took, 1 where nobody counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostFit:
+    """What came out of a fit beside the model."""
+
+    model: CostModel
+    steps: int
+    """Decode steps fitted."""
+    mean_factor: float
+    """What the whole step was raised by so that the parts, fitted one by one, add up to it."""
+    uniform_over_ragged: float | None
+    """Measured over fitted time of uniform steps, over the same of ragged ones: 1 when the shape
+    itself costs nothing. None without either."""
+    not_identified: tuple[str, ...]
+    """What the log cannot tell, and what to record instead."""
+
+
+def _hinges(sizes: Floats, knots: Floats) -> Floats:
+    """[S, len(knots)] rises of a piecewise linear curve from its first knot; the first is 0."""
+    rises = np.diff(knots)
+    steps = np.clip((sizes[:, None] - knots[:-1]) / rises, 0.0, 1.0)
+    # Beyond the last knot the last segment goes on.
+    if len(rises):
+        beyond = np.maximum(sizes - knots[-1], 0.0) / rises[-1]
+        steps[:, -1] += beyond
+    return steps
+
+
+def _knots(sizes: Ints) -> Floats:
+    """1, 2, 4, ... up to the largest size, kept where the steps on both sides are many."""
+    most = int(sizes.max())
+    powers = [2**i for i in range(most.bit_length()) if 2**i < most]
+    kept = [1]
+    for power in powers[1:]:
+        inside = (sizes > kept[-1]) & (sizes <= power)
+        if inside.sum() >= _LEAST and (sizes > power).sum() >= _LEAST:
+            kept.append(power)
+    if most > kept[-1]:
+        kept.append(most)
+    return np.array(kept, dtype=np.float64)
+
+
+def _solve(x: Floats, seconds: Floats, weight: Floats) -> Floats:
+    """Non-negative weighted least squares with a trace of ridge: of two columns that the log
+    cannot tell apart neither takes all."""
+    ridge = 1e-4 * np.sqrt(len(seconds)) / np.median(seconds) * np.eye(x.shape[1])
+    found, _ = nnls(
+        np.vstack((x * weight[:, None], ridge)),
+        np.concatenate((seconds * weight, np.zeros(x.shape[1]))),
+    )
+    return np.asarray(found)
+
+
+def mean_rises(design: Floats, seconds: Floats) -> Floats:
+    """Non-negative coefficients of the mean time, pauses cut off; relative errors weigh alike."""
+    weight = 1.0 / np.maximum(seconds, 0.2 * np.median(seconds))
+    scale = design.max(axis=0)
+    scale[scale <= 0] = 1.0
+    x = design / scale
+    robust = np.ones_like(seconds)
+    found = np.zeros(x.shape[1])
+    for _ in range(_ROUNDS):
+        before = found
+        found = _solve(x, seconds, np.sqrt(robust) * weight)
+        error = (seconds - x @ found) * weight
+        spread = 1.4826 * np.median(np.abs(error - np.median(error)))
+        far = np.abs(error) / max(_HUBER * spread, 1e-12)
+        robust = 1.0 / np.maximum(far, 1.0)
+        if np.allclose(found, before, rtol=1e-4, atol=1e-9):
+            break
+    fitted = np.maximum(x @ found, 1e-9)
+    cut = np.minimum(seconds, fitted * np.percentile(seconds / fitted, _WINSOR))
+    # Weights must not look at the single times any more: those that came out long would count less.
+    rises: Floats = _solve(x, cut, 1.0 / np.maximum(fitted, 0.2 * np.median(fitted))) / scale
+    return rises
+
+
+def _mean_factor(measured: Floats, fitted: Floats) -> float:
+    """The factor that makes the fitted times add up to the measured ones, pauses left out."""
+    ratio = measured / fitted
+    kept = ratio <= np.percentile(ratio, _WINSOR)
+    return float(measured[kept].sum() / fitted[kept].sum())
+
+
+def _positive(values: Floats) -> tuple[float, ...]:
+    return tuple(round(float(v), 9) for v in np.maximum.accumulate(values))
+
+
+def fit_cost(times: StepTimes, *, gamma: int, name: str, provenance: Provenance) -> CostFit:
+    """The additive cost model of a log. ``ValueError`` below 30 usable steps.
+
+    ``provenance`` is written into the model as it is.
+    """
+    lost: list[str] = []
+    plain = np.isfinite(times.gap_s)
+    if plain.sum() < _LEAST:
+        raise ValueError(
+            f"{int(plain.sum())} decode steps follow another without a prefill between; a cost "
+            f"model needs {_LEAST}: record longer"
+        )
+    host_s, gap_slope_s = _fit_gap(times, plain)
+    target = _fit_target(times, plain, lost)
+    draft = _fit_draft(times, gamma, lost)
+    requests = times.requests.astype(np.float64)
+    fitted = target.at(requests, times) + host_s + gap_slope_s * (requests - 1.0)
+    fitted = fitted + (draft.at(times.drafted) if draft else 0.0)
+    measured = times.draft_s + times.target_s + times.gap_s
+    factor = _mean_factor(measured[plain], fitted[plain])
+    prefill = _fit_prefill(times, target, factor * host_s, factor * gap_slope_s, lost)
+    ratio = measured[plain] / (factor * fitted[plain])
+    reference = round(float(times.context_tokens.sum() / times.requests.sum()))
+    alpha_s = target.alpha_s + gap_slope_s * (target.request_knots - 1.0)
+    context_s = target.context_s * factor
+    # The reference context is inside the curves: C - R * reference is what the model adds.
+    alpha_s = alpha_s + target.context_s * reference * (target.request_knots - 1.0)
+    bias_s = target.bias_s + target.context_s * reference
+    longest = int((times.context_tokens / times.requests).max())
+    model = CostModel(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        kind="additive",
+        provenance=provenance,
+        valid_range=ValidRange(
+            tokens=(int(times.tokens[plain].min()), int(times.tokens[plain].max())),
+            requests=(int(times.requests[plain].min()), int(times.requests[plain].max())),
+            context_tokens=(0, longest),
+        ),
+        fit_error=_fit_error(times, plain, measured, factor * fitted),
+        additive=AdditiveCost(
+            bias_s=max(round(bias_s * factor, 9), 1e-9),
+            requests=tuple(int(k) for k in target.request_knots),
+            alpha_s=_positive(alpha_s * factor),
+            tokens=tuple(int(k) for k in target.token_knots),
+            theta_s=_positive(target.theta_s * factor),
+            origin="measured",
+            note="plan, verify, commit and the part of the gap that grows with the requests",
+        ),
+        draft=draft.cost(gamma, factor) if draft else None,
+        prefill=prefill,
+        host=HostCost(
+            step_s=round(host_s * factor, 9),
+            origin="measured",
+            note="between steps: results processed, next batch formed, at one request",
+        ),
+        graphs=GraphTiers(
+            tiers_tokens=(), beyond_last_s=0.0, origin="measured", note="steps as they were"
+        ),
+        context=ContextCost(
+            token_s=round(context_s, 12), reference_tokens=reference, origin="measured"
+        )
+        if context_s > 0
+        else None,
+    )
+    return CostFit(
+        model=model,
+        steps=int(plain.sum()),
+        mean_factor=factor,
+        uniform_over_ragged=_shape_ratio(times.uniform[plain], ratio),
+        not_identified=tuple(lost),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Target:
+    bias_s: float
+    request_knots: Floats
+    alpha_s: Floats
+    token_knots: Floats
+    theta_s: Floats
+    context_s: float
+
+    def at(self, requests: Floats, times: StepTimes) -> Floats:
+        """Seconds of every step; contexts beyond the least a request can have are priced apart."""
+        return (
+            self.bias_s
+            + _curve(requests, self.request_knots, self.alpha_s)
+            + _curve(times.tokens.astype(np.float64), self.token_knots, self.theta_s)
+            + self.context_s * times.context_tokens
+        )
+
+
+def _curve(sizes: Floats, knots: Floats, seconds: Floats) -> Floats:
+    """The piecewise linear curve that ``_hinges`` describes."""
+    if len(knots) == 1:
+        return np.full(sizes.shape, seconds[0])
+    values: Floats = seconds[0] + _hinges(sizes, knots) @ np.diff(seconds)
+    return values
+
+
+def _fit_gap(times: StepTimes, plain: Bools) -> tuple[float, float]:
+    """(seconds at one request, seconds for each further one) of the loop between steps."""
+    more = (times.requests[plain] - 1).astype(np.float64)
+    gap_s = np.maximum(times.gap_s[plain], 0.0)
+    base, slope = mean_rises(np.stack((np.ones_like(more), more), axis=1), gap_s)
+    return float(base), float(slope)
+
+
+def _fit_target(times: StepTimes, plain: Bools, lost: list[str]) -> _Target:
+    requests, tokens = times.requests[plain], times.tokens[plain]
+    request_knots, token_knots = _knots(requests), _knots(tokens)
+    alpha = _hinges(requests.astype(np.float64), request_knots)
+    theta = _hinges(tokens.astype(np.float64), token_knots)
+    context = times.context_tokens[plain].astype(np.float64)
+    design = np.concatenate((np.ones((len(requests), 1)), alpha, theta, context[:, None]), axis=1)
+    found = mean_rises(design, times.target_s[plain])
+    split = 1 + alpha.shape[1]
+    others = np.concatenate((np.ones((len(requests), 1)), alpha), axis=1)
+    unexplained = tokens - others @ np.linalg.lstsq(others, tokens, rcond=None)[0]
+    if tokens.std() == 0 or unexplained.std() < 0.05 * tokens.std():
+        lost.append(
+            "requests and verified tokens always grew together, so that their costs cannot be "
+            "told apart: record a policy that trims, or several fixed lengths"
+        )
+    if requests.max() == requests.min():
+        lost.append(f"all steps had {requests.max()} requests: other batch sizes are extrapolated")
+    return _Target(
+        bias_s=float(found[0]),
+        request_knots=request_knots,
+        alpha_s=np.concatenate(([0.0], np.cumsum(found[1:split]))),
+        token_knots=token_knots,
+        theta_s=np.concatenate(([0.0], np.cumsum(found[split:-1]))),
+        context_s=float(found[-1]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Draft:
+    knots: Floats
+    seconds: Floats
+
+    def at(self, drafted: Ints) -> Floats:
+        """Seconds of every step; none where nobody was drafted for."""
+        seconds = _curve(drafted.astype(np.float64), self.knots, self.seconds)
+        return np.where(drafted > 0, seconds, 0.0)
+
+    def cost(self, gamma: int, factor: float) -> DraftCost:
+        """The block of the file."""
+        return DraftCost(
+            gamma=gamma,
+            requests=tuple(int(k) for k in self.knots),
+            seconds=_positive(np.maximum(self.seconds * factor, 1e-9)),
+            between="linear",
+            origin="measured",
+        )
+
+
+def _fit_draft(times: StepTimes, gamma: int, lost: list[str]) -> _Draft | None:
+    drafting = (times.drafted > 0) & np.isfinite(times.gap_s)
+    if drafting.sum() < _LEAST:
+        lost.append("no steps drafted: the drafter's time is unknown and taken for nothing")
+        return None
+    drafted = times.drafted[drafting]
+    knots = _knots(drafted)
+    rises = _hinges(drafted.astype(np.float64), knots)
+    design = np.concatenate((np.ones((len(drafted), 1)), rises), axis=1)
+    found = mean_rises(design, times.draft_s[drafting])
+    return _Draft(knots=knots, seconds=np.cumsum(found))
+
+
+def _fit_prefill(
+    times: StepTimes, target: _Target, host_s: float, gap_slope_s: float, lost: list[str]
+) -> PrefillCost:
+    """What gaps with prefills hold beyond the loop's own time; each batch has a loop of its own."""
+    use = np.isfinite(times.prefill_gap_s)
+    batches = times.prefill_batches[use].astype(np.float64)
+    loop_s = host_s * (1.0 + batches) + gap_slope_s * (times.requests[use] - 1.0)
+    rest_s = times.prefill_gap_s[use] - loop_s
+    keep = rest_s > 0
+    note = ""
+    if keep.sum() < _LEAST:
+        lost.append(
+            f"{int(keep.sum())} prefills ran between two decode steps, too few: prompts are priced "
+            "as verified tokens"
+        )
+        base_s, pair_s = target.bias_s, 0.0
+        token_s = float(target.theta_s[-1] / target.token_knots[-1])
+        note = "not measured: as a forward of verified tokens"
+    else:
+        tokens = times.prefill_tokens[use][keep].astype(np.float64)
+        design = np.stack((batches[keep], tokens, times.prefill_pairs[use][keep]), axis=1)
+        base_s, token_s, pair_s = mean_rises(design, rest_s[keep])
+        factor = _mean_factor(rest_s[keep], np.maximum(design @ (base_s, token_s, pair_s), 1e-9))
+        base_s, token_s, pair_s = factor * base_s, factor * token_s, factor * pair_s
+        if tokens.max() < 2 * max(tokens.min(), 1.0):
+            lost.append("all prompts were of about one length: the price of a token is a guess")
+    return PrefillCost(
+        base_s=round(float(base_s), 9),
+        token_s=max(round(float(token_s), 12), 1e-12),
+        pair_s=round(float(pair_s), 15),
+        origin="measured",
+        note=note,
+    )
+
+
+def _fit_error(times: StepTimes, plain: Bools, measured: Floats, fitted: Floats) -> FitError:
+    """Errors of the mean times of cells of equal requests and tokens."""
+    cell = times.requests[plain] * (int(times.tokens.max()) + 1) + times.tokens[plain]
+    _, which, count = np.unique(cell, return_inverse=True, return_counts=True)
+    mean_s = np.bincount(which, measured[plain]) / count
+    model_s = np.bincount(which, fitted[plain]) / count
+    big = count >= _CELL
+    if not big.any():
+        big = count == count.max()
+    error = np.abs(model_s[big] - mean_s[big]) / mean_s[big]
+    return FitError(
+        median_rel=round(float(np.median(error)), 6),
+        max_rel=round(float(error.max()), 6),
+        note=f"mean step times of {int(big.sum())} cells of equal requests and tokens with at "
+        f"least {_CELL} of the {int(plain.sum())} steps; single steps vary more",
+    )
+
+
+def _shape_ratio(uniform: Bools, ratio: Floats) -> float | None:
+    if min(uniform.sum(), (~uniform).sum()) < _LEAST:
+        return None
+    return float(np.median(ratio[uniform]) / np.median(ratio[~uniform]))

@@ -1,0 +1,99 @@
+"""Beliefs that are wrong on purpose: a stale cost table, confidences that drifted.
+
+Owns what "wrong by 20 %" means. The truth of a simulation stays what it was; only what the policy
+plans with changes. Knows no policy's reaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.schema import StepTable
+from sglang_dspark.core.policy import FixedLength, NoSpeculation, PolicyFile
+from simulator.fleet.scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """One way to be wrong; the defaults are right."""
+
+    label: str
+    """As a reader sees it."""
+    cost_factor: float = 1.0
+    """Factor on what a step costs beyond its smallest size."""
+    logit_scale: float = 1.0
+    """Factor on the confidence logits."""
+    logit_shift: float = 0.0
+    """Added to the confidence logits, after the factor."""
+
+
+MISTAKES = (
+    Mistake(label="growth of step cost −20 %", cost_factor=0.8),
+    Mistake(label="growth of step cost +20 %", cost_factor=1.2),
+    Mistake(label="confidence logits −0.5", logit_shift=-0.5),
+    Mistake(label="confidence logits +0.5", logit_shift=0.5),
+    Mistake(label="confidence logits × 0.8", logit_scale=0.8),
+    Mistake(label="confidence logits × 1.25", logit_scale=1.25),
+)
+
+
+def mispriced(model: CostModel, factor: float) -> CostModel:
+    """The model with verify(m) = verify(1) + factor (verify(m) - verify(1)), padding as it was.
+
+    A factor on the whole step would hardly change a decision: the best budget depends on what one
+    more token costs beside what the step costs anyway.
+    """
+
+    def grown(seconds: Sequence[float]) -> tuple[float, ...]:
+        return tuple(seconds[0] + factor * (s - seconds[0]) for s in seconds)
+
+    if model.table is not None:
+        table = replace(model.table, seconds=grown(model.table.seconds))
+        return replace(model, table=table)
+    if model.additive is not None:
+        additive = replace(model.additive, theta_s=grown(model.additive.theta_s))
+        return replace(model, additive=additive)
+    assert model.graphs is not None
+    # The formulas have no such factor; at every size they are a table like any other.
+    sizes = range(1, model.valid_range.tokens[1] + 1)
+    seconds = model.verify_curve.at(np.array(sizes, np.float64)).tolist()
+    table = StepTable(
+        tokens=tuple(sizes), seconds=grown(seconds), between="linear", origin="analytic"
+    )
+    graphs = model.graphs
+    if graphs.tiers_tokens and sizes[-1] > graphs.tiers_tokens[-1]:
+        graphs = replace(graphs, beyond_last_s=0.0)  # it is in the table
+    return replace(model, kind="table", table=table, roofline=None, graphs=graphs)
+
+
+def miscalibrated(file: PolicyFile, gamma: int, mistake: Mistake) -> PolicyFile:
+    """The policy reading logits z as ``scale z + shift``: its own calibration follows after."""
+    inverse_temperature, bias = file.calibration.arrays(gamma)
+    return replace(
+        file,
+        calibration=Calibration(
+            temperatures=tuple((1.0 / (inverse_temperature * mistake.logit_scale)).tolist()),
+            biases=tuple((bias + mistake.logit_shift * inverse_temperature).tolist()),
+        ),
+    )
+
+
+def mistaken(scenario: Scenario, mistake: Mistake) -> Scenario:
+    """The scenario with a policy that believes in ``mistake``."""
+    belief = scenario.belief or scenario.cost_model
+    if mistake.cost_factor != 1.0:
+        belief = mispriced(belief, mistake.cost_factor)
+    policy = scenario.policy
+    if (mistake.logit_scale, mistake.logit_shift) != (1.0, 0.0):
+        policy = miscalibrated(policy, scenario.acceptance.gamma, mistake)
+    return replace(scenario, belief=belief, policy=policy)
+
+
+def believes(file: PolicyFile) -> bool:
+    """Whether the policy looks at costs or confidences at all."""
+    return not isinstance(file.policy, NoSpeculation | FixedLength)

@@ -1,0 +1,153 @@
+"""What ``python -m simulator.run`` runs: defaults < --config file < flags, checked in one place.
+
+``config.json`` of a result folder is this record, so ``--config results/x/config.json`` repeats
+the run. Knows no simulation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.policy import POLICIES, parse_policy, policy_label
+from sglang_dspark.files import read_record
+from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance
+from simulator.engine.config import EngineConfig
+from simulator.fleet.config import FleetConfig
+from simulator.fleet.scenario import Scenario
+from simulator.slo import bounds_s, parse_slo
+from simulator.study.study import Run
+from traces import Trace, load_trace
+
+DEFAULT_POLICIES = tuple(POLICIES)
+DEFAULT_COST_MODEL = "h200-qwen3-14b-analytic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A comparison of policies on one trace."""
+
+    trace: str
+    """Path of the request trace."""
+    policies: tuple[str, ...] = DEFAULT_POLICIES
+    """Policy names with an optional parameter, or policy files."""
+    cost_model: str = DEFAULT_COST_MODEL
+    """Shipped name or file."""
+    acceptance: str = DEFAULT_PROFILE
+    """Shipped name or file."""
+    replicas: int = 1
+    """Replicas behind one router."""
+    rate: float = 1.0
+    """Factor on the arrival rate."""
+    concurrency: tuple[int, ...] = ()
+    """Closed loop with so many clients; several make a sweep; none replays the arrivals."""
+    slo: str = "standard"
+    """SLO preset or TTFT_MS:TPOT_MS, for requests whose trace names no class."""
+    seed: int = 0
+    """Of acceptance and confidences."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Settings of each replica."""
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    """How requests reach the replicas."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """Written with the results: versions and the trace's sha256; not read back."""
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError("policies must name at least one policy")
+        for name in ("policies", "concurrency"):
+            values = getattr(self, name)
+            repeated = [v for v in values if values.count(v) > 1]
+            if repeated:
+                raise ValueError(f"{name} lists {repeated[0]!r} twice; list each once")
+
+
+def load_run_config(path: str | Path) -> RunConfig:
+    """Read a ``--config`` file; unknown keys and wrong types are errors."""
+    return read_record(path, RunConfig)
+
+
+def first_config(config_file: str | None, trace: str | None) -> RunConfig:
+    """What a command begins from: its ``--config`` file, or else the trace and the defaults."""
+    if config_file:
+        return load_run_config(config_file)
+    if trace:
+        return RunConfig(trace=trace)
+    raise ValueError("no trace given; name one, for example traces/chat.jsonl")
+
+
+def label_of(text: str) -> str:
+    """How results call a policy: its canonical name, or the stem of its file."""
+    if text.endswith(".json") or "/" in text:
+        return Path(text).stem
+    return policy_label(parse_policy(text).policy)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Study:
+    """A run configuration with its files loaded."""
+
+    config: RunConfig
+    trace: Trace
+    cost_model: CostModel
+    runs: tuple[Run, ...]
+
+
+def load_study(config: RunConfig) -> Study:
+    """Load and check everything before the first simulated step."""
+    policies = [(label_of(text), parse_policy(text)) for text in config.policies]
+    labels = [label for label, _ in policies]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"policies name {label!r} twice; list it once or rename its file")
+    slo = parse_slo(config.slo)
+    cost_model = load_cost_model(config.cost_model)
+    acceptance = load_acceptance(config.acceptance)
+    trace = load_trace(config.trace)
+    named = [pool.cost_model for pool in config.fleet.pools]
+    pool_models = {name: load_cost_model(name) for name in named if name is not None}
+    runs = [
+        Run(
+            label=label,
+            slo=slo,
+            scenario=Scenario(
+                trace=trace,
+                cost_model=cost_model,
+                acceptance=acceptance,
+                policy=policy,
+                engine=config.engine,
+                replicas=config.replicas,
+                fleet=config.fleet,
+                pool_models=pool_models,
+                slo=slo,
+                rate_factor=config.rate,
+                concurrency=concurrency,
+                seed=config.seed,
+            ),
+        )
+        for concurrency in (config.concurrency or (None,))
+        for label, policy in policies
+    ]
+    bounds_s(trace, slo)
+    for run in runs:
+        run.scenario.check()
+    return Study(config=config, trace=trace, cost_model=cost_model, runs=tuple(runs))
+
+
+_COMMON_FLAGS = (
+    "trace", "cost_model", "acceptance", "replicas", "rate", "concurrency", "slo", "seed",
+)  # fmt: skip
+
+
+def common_flags(arguments: argparse.Namespace) -> dict[str, object]:
+    """What the commands that replay a trace have in common, for ``with_flags``."""
+    return {name: getattr(arguments, name) for name in _COMMON_FLAGS}
+
+
+def with_flags(config: RunConfig, **flags: object) -> RunConfig:
+    """``config`` with every flag that was given."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return dataclasses.replace(config, **given)  # type: ignore[arg-type]

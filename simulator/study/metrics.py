@@ -1,0 +1,183 @@
+"""From a finished simulation to numbers: the formulas of ``docs/metrics.md``, nothing else.
+
+Latencies are over completed and truncated requests; attainment is over all requests sent, so that
+a rejected, shed or unfinished one counts against it. Knows no files.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from simulator.engine.latency import itl_percentile_s
+from simulator.engine.layout import COMPLETED, REJECTED, SHED, TRUNCATED, Records
+from simulator.fleet.scenario import Outcome
+from simulator.slo import Slo, bounds_s
+
+Floats = npt.NDArray[np.float64]
+PERCENTILES = (50, 90, 99)
+_BATCHES = 20
+
+
+def is_finished(requests: Records) -> npt.NDArray[np.bool_]:
+    """[N] whether the request got all its tokens, or all that fit in the KV memory."""
+    return np.isin(requests["status"], (COMPLETED, TRUNCATED))
+
+
+def request_times(requests: Records) -> dict[str, Floats]:
+    """Per request, seconds, NaN where unfinished: TTFT, TPOT and end-to-end latency.
+
+    TTFT = first_token - arrival; e2e = finish - arrival; TPOT = (finish - first_token) /
+    (output tokens - 1), NaN for a single token.
+    """
+    finished = is_finished(requests)
+    ttft = np.where(finished, requests["first_token_s"] - requests["arrival_s"], np.nan)
+    e2e = np.where(finished, requests["finish_s"] - requests["arrival_s"], np.nan)
+    several = finished & (requests["generated"] > 1)
+    tpot = np.full(requests.size, np.nan)
+    span = requests["finish_s"][several] - requests["first_token_s"][several]
+    tpot[several] = span / (requests["generated"][several] - 1)
+    return {"ttft": ttft, "tpot": tpot, "e2e": e2e}
+
+
+def _percentiles_ms(values_s: Floats) -> dict[str, float | None]:
+    known = values_s[~np.isnan(values_s)]
+    if known.size == 0:
+        return {f"p{p}": None for p in PERCENTILES}
+    values = np.percentile(known, PERCENTILES) * 1e3
+    return {f"p{p}": round(float(v), 4) for p, v in zip(PERCENTILES, values, strict=True)}
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return round(float(numerator / denominator), 6) if denominator > 0 else None
+
+
+def met_slo(outcome: Outcome, slo: Slo) -> npt.NDArray[np.bool_]:
+    """[N] whether the request finished with TTFT and TPOT within its bounds, in trace order."""
+    times = request_times(outcome.requests)
+    ttft_bound, tpot_bound = bounds_s(outcome.scenario.trace, slo)
+    met = is_finished(outcome.requests) & (times["ttft"] <= ttft_bound)
+    return np.asarray(met & (np.isnan(times["tpot"]) | (times["tpot"] <= tpot_bound)))
+
+
+def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
+    """The row of one policy in ``summary.json``; ``None`` where a figure has no data."""
+    requests = outcome.requests
+    state = np.concatenate([memory.state for memory in outcome.memories])
+    times = request_times(requests)
+    finished = is_finished(requests)
+    truncated = requests["status"] == TRUNCATED
+    met = met_slo(outcome, slo)
+    refused = np.isin(requests["status"], (REJECTED, SHED))
+    sent = refused | (requests["arrival_s"] <= np.nanmax(state["now_s"]))
+    start_s = float(np.nanmin(requests["arrival_s"]))
+    end_s = float(state["now_s"].max())
+    duration_s = end_s - start_s
+    replica_s = _replica_seconds(outcome, start_s, end_s)
+    itl = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
+    lengths = np.sum([memory.length_counts for memory in outcome.memories], axis=0)
+    request_steps = int(state["request_steps"].sum())
+    accepted = int(requests["accepted"].sum())
+    verified = int(requests["verified"].sum())
+    user_speed = np.nanmedian(1.0 / times["tpot"]) if (~np.isnan(times["tpot"])).any() else math.nan
+    prompt = int(state["prefill_tokens"].sum() + state["cached_tokens"].sum())
+    in_system_s = np.where(finished, times["e2e"], 0.0).sum()
+    return {
+        "requests": int(requests.size),
+        "completed": int((finished & ~truncated).sum()),
+        "truncated": int(truncated.sum()),
+        "rejected": int((requests["status"] == REJECTED).sum()),
+        "shed": int((requests["status"] == SHED).sum()),
+        "unfinished": int((~finished & ~refused).sum()),
+        "duration_s": round(duration_s, 6),
+        "output_tok_s": _ratio(float(requests["generated"].sum()), duration_s),
+        "tok_s_user_p50": None if math.isnan(user_speed) else round(float(user_speed), 4),
+        "ttft_ms": _percentiles_ms(times["ttft"]),
+        "tpot_ms": _percentiles_ms(times["tpot"]),
+        "itl_ms": _itl_ms(itl),
+        "e2e_ms": _percentiles_ms(times["e2e"]),
+        "slo_attainment": _ratio(float(met.sum()), float(sent.sum())),
+        "slo_goodput_req_s": _ratio(float(met.sum()), duration_s),
+        "drafted_share": _ratio(
+            float(lengths[0].sum() - requests["undrafted"].sum()), float(request_steps)
+        ),
+        "accept_len_mean": _ratio(float(request_steps + accepted), float(request_steps)),
+        "verify_tokens_per_request_step": _ratio(float(verified + request_steps), request_steps),
+        "verified_by_length": lengths[0].tolist(),
+        "accepted_by_length": lengths[1].tolist(),
+        "steps": int(state["steps"].sum()),
+        "utilisation": _ratio(float(state["busy_s"].sum()), float(replica_s.sum())),
+        "requests_in_system_mean": _ratio(float(in_system_s), duration_s),
+        "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
+        "retractions": int(state["retractions"].sum()),
+        "retried": int((requests["retries"] > 0).sum()),
+        "transfer_ms": _percentiles_ms(np.where(finished, requests["transfer_s"], np.nan)),
+        "replicas_mean": _ratio(float(replica_s.sum()), duration_s),
+        "replicas_most": _most_at_once(outcome),
+        "gpu_hours": round(float((replica_s * _gpus(outcome)).sum()) / 3600, 6),
+    }
+
+
+def _replica_seconds(outcome: Outcome, start_s: float, end_s: float) -> Floats:
+    """[replicas] seconds between start and end in which each was paid for."""
+    return np.array(
+        [
+            sum(max(0.0, min(to, end_s) - max(since, start_s)) for since, to in spans)
+            for spans in outcome.spans
+        ]
+    )
+
+
+def _most_at_once(outcome: Outcome) -> int:
+    """Most replicas paid for at one time; one that goes when another starts is not counted."""
+    changes = [(since, 1) for spans in outcome.spans for since, _ in spans]
+    changes += [(to, -1) for spans in outcome.spans for _, to in spans]
+    return int(np.cumsum([change for _, change in sorted(changes)]).max())
+
+
+def _gpus(outcome: Outcome) -> Floats:
+    """[replicas] GPUs of each."""
+    pools = outcome.scenario.pools
+    return np.repeat([float(pool.cost_model.gpus) for pool in pools], [p.most for p in pools])
+
+
+def _itl_ms(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    if counts.sum() == 0:
+        return {f"p{p}": None for p in PERCENTILES}
+    return {f"p{p}": round(itl_percentile_s(counts, p) * 1e3, 4) for p in PERCENTILES}
+
+
+def batch_interval(values: Floats) -> tuple[float, float, float] | None:
+    """(mean, low, high) of per-request values at 95 %; NaN entries are left out.
+
+    Neighbouring requests share queues and are not independent, so the interval comes from batch
+    means: 20 batches of consecutive arrivals, Student's t on their means. None below two batches.
+    """
+    batches = np.array_split(values, _BATCHES)
+    means = np.array([b[~np.isnan(b)].mean() for b in batches if (~np.isnan(b)).any()])
+    if means.size < 2:
+        return None
+    mean = float(means.mean())
+    spread = float(means.std(ddof=1)) / math.sqrt(means.size)
+    half = float(stats.t.ppf(0.975, means.size - 1)) * spread
+    return mean, mean - half, mean + half
+
+
+def paired_difference(ours: Records, theirs: Records) -> dict[str, dict[str, float] | None]:
+    """95 % confidence intervals of the mean difference (ours - theirs) in TTFT, TPOT and e2e, ms.
+
+    Paired by request under common random numbers, see ``batch_interval``.
+    """
+    ours_s, theirs_s = request_times(ours), request_times(theirs)
+    found: dict[str, dict[str, float] | None] = {}
+    for name in ("ttft", "tpot", "e2e"):
+        interval = batch_interval(ours_s[name] - theirs_s[name])
+        found[f"{name}_ms"] = interval and {
+            key: round(value * 1e3, 5)
+            for key, value in zip(("mean", "low", "high"), interval, strict=True)
+        }
+    return found

@@ -1,0 +1,144 @@
+"""A result folder: ``summary.json``, ``requests.parquet``, ``steps.parquet``, ``config.json``.
+
+Owns the column names and units. Each policy's worker writes its own parts under a temporary
+folder; the parent joins them and renames, so a folder either holds a whole result or the old one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sglang_dspark.core.state import STOP_REASONS
+from sglang_dspark.files import make_folder, os_problem, read_json, write_json
+from simulator.engine.layout import STATUS_NAMES, STEP_NAMES, Records
+from simulator.fleet.scenario import Outcome
+
+_REQUEST_COLUMNS = (
+    "arrival_s", "first_token_s", "finish_s", "longest_itl_s", "transfer_s", "prompt_tokens",
+    "generated", "cached_tokens", "rounds", "undrafted", "verified", "accepted",
+    "retractions", "retries",
+)  # fmt: skip
+_STEP_COLUMNS = (
+    "start_s", "duration_s", "predicted_s", "expected_tokens", "requests", "computed_tokens",
+    "verify_tokens", "committed_tokens", "prefill_tokens", "running", "queued",
+    "context_tokens", "kv_free_tokens",
+)  # fmt: skip
+
+
+def _labels(label: dict[str, Any], rows: int) -> dict[str, pa.Array]:
+    """The columns that say which run of the summary a row belongs to."""
+    columns = {"policy": pa.array([label["policy"]] * rows, pa.string()).dictionary_encode()}
+    columns["concurrency"] = pa.array([label["concurrency"]] * rows, pa.int32())
+    return columns
+
+
+def _names(codes: Any, names: Sequence[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int8)), pa.array(names))
+
+
+def requests_table(outcome: Outcome, label: dict[str, Any]) -> pa.Table:
+    """One row per request, in trace order; times in seconds since the first arrival."""
+    rows = outcome.requests
+    trace = outcome.scenario.trace
+    columns = _labels(label, rows.size) | {"request_id": pa.array(trace.request_id)}
+    domains = [*trace.domain_names, ""]
+    codes = np.where(trace.domain < 0, len(trace.domain_names), trace.domain)
+    columns["domain"] = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(domains))
+    columns["status"] = _names(rows["status"], STATUS_NAMES)
+    return pa.table(columns | {name: pa.array(rows[name]) for name in _REQUEST_COLUMNS})
+
+
+def steps_table(replica: int, steps: Records, label: dict[str, Any]) -> pa.Table:
+    """One row per engine step; ``stop_reason`` is meaningful for decode steps."""
+    columns = _labels(label, steps.size)
+    columns["replica"] = pa.array(np.full(steps.size, replica, np.int32))
+    columns["kind"] = _names(steps["kind"], STEP_NAMES)
+    columns["stop_reason"] = _names(steps["stop_reason"], STOP_REASONS)
+    return pa.table(columns | {name: pa.array(steps[name]) for name in _STEP_COLUMNS})
+
+
+class PartWriter:
+    """Appends tables of one schema to a Parquet part; opens it with the first table."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append; ``ValueError`` when the disk refuses."""
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
+            self._writer.write_table(table)
+        except OSError as error:
+            raise os_problem("write", self.path, error) from None
+
+    def close(self) -> None:
+        """Finish the file; without a table there is none."""
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                raise os_problem("write", self.path, error) from None
+
+
+class ResultFolder:
+    """Where one command's results go."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = make_folder(path)
+        self.parts = self.path / "parts.tmp"
+        shutil.rmtree(self.parts, ignore_errors=True)
+        make_folder(self.parts)
+
+    def part(self, kind: str, number: int) -> PartWriter:
+        """The writer of run ``number``'s part of ``requests`` or ``steps``."""
+        return PartWriter(self._part_path(kind, number))
+
+    def _part_path(self, kind: str, number: int) -> Path:
+        return self.parts / f"{kind}-{number:04d}.parquet"
+
+    def finish(self, runs: Sequence[int], summary: dict[str, Any], config: Any) -> None:
+        """Join the parts of ``runs``, write summary and configuration, drop the rest."""
+        try:
+            for kind in ("requests", "steps"):
+                self._join(kind, runs)
+            write_json(self.path / "config.json", config)
+            write_json(self.path / "summary.json", summary)
+        except OSError as error:
+            raise os_problem("write", self.path, error) from None
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the parts; whatever result stood in the folder before stays."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _join(self, kind: str, runs: Sequence[int]) -> None:
+        goal = self.path / f"{kind}.parquet"
+        parts = [path for path in (self._part_path(kind, run) for run in runs) if path.exists()]
+        if not parts:
+            goal.unlink(missing_ok=True)
+            return
+        joined = PartWriter(self.parts / f"{kind}.parquet")
+        for part in parts:
+            file = pq.ParquetFile(part)
+            for group in range(file.num_row_groups):
+                joined.write(file.read_row_group(group))
+        joined.close()
+        joined.path.replace(goal)
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """``summary.json`` of a result folder; ``ValueError`` when the folder is no result."""
+    summary = read_json(Path(path) / "summary.json")
+    if not isinstance(summary, dict) or not isinstance(summary.get("policies"), list):
+        raise ValueError(f"{path}/summary.json: no 'policies'; run python -m simulator.run again")
+    return summary

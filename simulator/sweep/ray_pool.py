@@ -1,0 +1,140 @@
+"""A sweep on a Ray cluster: the only module that imports ray, and only when asked to.
+
+Ray places, retries and cancels the tasks; this module hands them out and collects the results.
+Every node needs the same release of this project installed, which is checked. Knows no simulation.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from simulator.sweep import sweep
+from simulator.sweep.journal import source_digest
+
+LOCAL = "local"
+_RETRIES = 3
+_LOOK_EVERY_S = 0.1
+
+_begun: list[str] = []
+"""In a worker: the sweep whose points it holds."""
+
+
+def _load_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(
+            '--ray needs the package ray; install it with pip install -e ".[cluster]"'
+        ) from None
+    return ray
+
+
+def _knock(address: str) -> None:
+    """``OSError`` unless something listens at HOST:PORT, where Ray would end the whole process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+@contextmanager
+def connected(address: str | None, jobs: int) -> Iterator[None]:
+    """Sweeps within the block share one connection to the cluster at ``address``.
+
+    ``local`` starts a cluster of ``jobs`` workers for as long as the block lasts. Nothing happens
+    without an address, or within another such block.
+    """
+    ray = _load_ray() if address is not None else None
+    if ray is None or ray.is_initialized():
+        yield
+        return
+    assert address is not None
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == LOCAL:
+        settings |= {"address": LOCAL, "num_cpus": jobs, "include_dashboard": False}
+    else:
+        settings |= {"address": address}
+    try:
+        _knock(address)
+        ray.init(**settings)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--ray {address}: no cluster answers ({reason}); give its address, or local"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _do_point(held: list[Any], number: str, i: int, sources: str) -> tuple[Any, int]:
+    """In a worker: (result, units) of point ``i``. ``held`` is the reference to all points."""
+    if source_digest() != sources:
+        raise ValueError(
+            "a Ray worker has other sources of this project than the command; install the same "
+            "release on every node"
+        )
+    units = 0
+
+    def tell(more: int) -> None:
+        nonlocal units
+        units += more
+
+    if _begun != [number]:
+        points, work = _load_ray().get(held[0])
+        _begun[:] = [number]
+    else:
+        points, work = sweep.at_work["points"], sweep.at_work["work"]
+    sweep.begin_worker(points, work, tell, threading.Event())  # Ray itself interrupts the task
+    return sweep.do_point(i), units
+
+
+def run_on_ray(
+    points: Sequence[Any],
+    left: Sequence[int],
+    work: Callable[[Any], Any],
+    address: str,
+    jobs: int,
+    stop: sweep.Stop,
+    finish: Callable[[int, Any], None],
+    on_units: Callable[[int], None],
+) -> None:
+    """Do the points ``left``; ``finish`` takes each result. What runs at ``stop`` is dropped."""
+    ray = _load_ray()
+    with connected(address, jobs):
+        # Within a list, so that a worker fetches the points once and not for every task.
+        held = [ray.put((list(points), work))]
+        number = held[0].hex()
+        task = ray.remote(_do_point).options(num_cpus=1, max_retries=_RETRIES)
+        running = {task.remote(held, number, i, source_digest()): i for i in left}
+        total = 0
+        while running and not stop.is_set():
+            ended, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)
+            for reference in ended:
+                i = running.pop(reference)
+                result, units = _outcome(ray, reference)
+                total += units
+                on_units(total)
+                finish(i, result)
+        for reference in running:
+            ray.cancel(reference)
+
+
+def _outcome(ray: Any, reference: Any) -> tuple[Any, int]:
+    """A finished task's result; what ``work`` raised is raised as it was."""
+    errors = ray.exceptions
+    try:
+        found: tuple[Any, int] = ray.get(reference)
+    except errors.RayTaskError as error:
+        raise error.cause from None
+    except errors.RayError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"a Ray worker was lost {_RETRIES + 1} times on the same point ({reason}); look at "
+            "its memory and the cluster's logs"
+        ) from None
+    return found

@@ -1,0 +1,55 @@
+"""Functions for sweeps to perform, importable by the workers of any executor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from simulator.sweep.sweep import advance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A number to square."""
+
+    number: int
+    diary: Path
+    """A folder that remembers every attempt."""
+    dies: int = 0
+    """Attempts that kill their process."""
+
+    def attempts(self) -> int:
+        return len(list(self.diary.glob(f"{self.number}-*")))
+
+
+def square(point: Point) -> int:
+    """The square, after as many deaths as the point asks for."""
+    tried = point.attempts()
+    (point.diary / f"{point.number}-{tried}").touch()
+    if tried < point.dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    advance(10)
+    return point.number**2
+
+
+def refuse_three(point: Point) -> int:
+    """The square of anything but 3."""
+    if point.number == 3:
+        raise ValueError("3 is not squared here")
+    return point.number**2
+
+
+def wait_for_the_end(point: Point) -> str:
+    """Returns when the sweep is told to end, with what it has."""
+    (point.diary / f"{point.number}-{point.attempts()}").touch()
+    if point.number == 0:
+        return "whole"
+    try:
+        while True:
+            advance(1)
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        return "partial"
