@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import gzip
 import json
 import math
 import os
 import types
 import typing
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,11 +35,21 @@ def os_problem(action: str, path: str | Path, error: OSError) -> ValueError:
 def read_text(path: str | Path) -> str:
     """The file's text. ``ValueError`` when it is missing, unreadable or not UTF-8."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return unpacked(path, Path(path).read_bytes()).decode("utf-8")
     except OSError as error:
         raise os_problem("read", path, error) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+
+
+def unpacked(path: str | Path, data: bytes) -> bytes:
+    """What a gzip file holds; other bytes as they are. ``ValueError`` where gzip is damaged."""
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip ({error}); copy the file again") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -100,6 +112,24 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> Non
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def refuse_onto_input(out: str | Path, *inputs: str | Path) -> None:
+    """``ValueError`` where ``out`` is one of the files that are about to be read."""
+    for given in inputs:
+        if Path(out).exists() and Path(given).exists() and os.path.samefile(out, given):
+            raise ValueError(f"{out}: is the input, and would be lost; give another name")
+
+
+def refuse_replacing(path: str | Path, data: bytes, *, force: bool) -> None:
+    """``ValueError`` where ``path`` holds something else than ``data``, unless ``force``."""
+    goal = Path(path)
+    try:
+        other = not force and goal.is_file() and goal.read_bytes() != data
+    except OSError as error:
+        raise os_problem("read", path, error) from None
+    if other:
+        raise ValueError(f"{path}: exists and holds something else; give --force or another name")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Commands:
 - ``python -m traces.convert``: public traces and server logs into this schema
 - ``python -m traces.record``: a running server's requests and steps, and a trace of them
 - ``python -m traces.synthesize``: a trace from a mixture file
+- ``python -m traces.cut``: a part of a trace, several merged, more users
 - ``python -m traces.describe``: rates, burstiness, lengths and prefix reuse, as table and picture
 
 Shipped beside this file: ``chat.jsonl``, ``code.jsonl``, ``math.jsonl``, ``mixed.jsonl``, made by

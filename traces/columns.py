@@ -154,7 +154,8 @@ def build_trace(
             first = int(np.argmax(np.diff(offsets) > 0))
             raise ValueError(
                 f"{where(first)}: prefix_hashes without block_tokens; give the block size as "
-                '"block_tokens" in the sidecar NAME.meta.json'
+                '"block_tokens" in the sidecar NAME.meta.json (python -m traces.cut keeps the '
+                "sidecar of the trace it cuts)"
             )
         _check_prefix_counts(offsets, prompt_tokens, block_tokens, where)
         _check_chained(offsets, blocks, list(dense), where)

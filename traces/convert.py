@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.files import read_text
+from sglang_dspark.files import read_text, refuse_onto_input
 from traces.columns import Trace
 from traces.importers.arrivals import with_arrivals, without_arrivals
 from traces.importers.imported import Imported
@@ -100,6 +100,7 @@ def convert(
     seed: int,
     domain: str | None,
     command: str,
+    force: bool = False,
 ) -> Trace:
     """Write the imported requests as a trace."""
     for request in imported.requests:
@@ -113,6 +114,7 @@ def convert(
         seed=seed if imported.drawn else None,
         block_tokens=imported.block_tokens,
         notes=dict(imported.notes) or None,
+        force=force,
     )
 
 
@@ -137,7 +139,9 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument("--block-tokens", type=int, default=BLOCK_TOKENS, help="mooncake (512)")
     parser.add_argument("--domain", help="domain of every request")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals that are drawn or spread")
+    parser.add_argument("--force", action="store_true", help="replace an earlier, other trace")
     args = parser.parse_args(argv)
+    refuse_onto_input(args.out, args.input)
     _check_arguments(args)
     path = Path(args.input)
     kind = detect_format(path) if args.format == "auto" else args.format
@@ -158,6 +162,7 @@ def _main(argv: Sequence[str] | None) -> int:
         seed=args.seed,
         domain=args.domain,
         command=shlex.join(["python", "-m", "traces.convert", *words]),
+        force=args.force,
     )
     for reason, count in imported.notes.items():
         print(f"traces.convert: {reason}: {count}", file=sys.stderr)

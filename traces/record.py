@@ -58,11 +58,12 @@ def _main(argv: Sequence[str] | None) -> int:
         "--keep", action="store_true", help="leave SGLang's own records in the server"
     )
     parser.add_argument("--domain", help="domain of every request of the trace")
+    parser.add_argument("--force", action="store_true", help="replace an earlier, other trace")
     args = parser.parse_args(argv)
     if args.log is not None:
         words = sys.argv[1:] if argv is None else list(argv)
         command = shlex.join(["python", "-m", NAME, *words])
-        return _convert(args.log, args.out, command=command, domain=args.domain)
+        return _convert(args.log, args.out, command=command, domain=args.domain, force=args.force)
     for name in ("seconds", "every", "patience"):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
@@ -71,10 +72,10 @@ def _main(argv: Sequence[str] | None) -> int:
     return record(pull, seconds=args.seconds, every_s=args.every, patience_s=args.patience)
 
 
-def _convert(log: str, out: str, *, command: str, domain: str | None) -> int:
+def _convert(log: str, out: str, *, command: str, domain: str | None, force: bool) -> int:
     if not out.endswith(".jsonl"):
         raise ValueError(f"-o {out}: a trace is one file; give it a name that ends with .jsonl")
-    trace = trace_of_log(log, out, command=command, domain=domain)
+    trace = trace_of_log(log, out, command=command, domain=domain, force=force)
     minutes = trace.arrival_s[-1] / 60
     print(f"{out}: {len(trace)} requests over {minutes:.1f} minutes; times in {measured_path(out)}")
     return 0

@@ -40,7 +40,12 @@ def measured_path(trace: str | Path) -> Path:
 
 
 def trace_of_log(
-    folder: str | Path, out: str | Path, *, command: str, domain: str | None = None
+    folder: str | Path,
+    out: str | Path,
+    *,
+    command: str,
+    domain: str | None = None,
+    force: bool = False,
 ) -> Trace:
     """Write the trace of a request log. ``ValueError`` when there is no request to keep.
 
@@ -78,6 +83,7 @@ def trace_of_log(
         command=command,
         block_tokens=log.block_tokens if numbers else None,
         notes=dict(notes) or None,
+        force=force,
     )
     _write_measured(measured_path(out), names, kept)
     return trace

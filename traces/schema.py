@@ -76,5 +76,9 @@ class TraceMeta:
 
 def meta_path(path: str | Path) -> Path:
     """The sidecar of a trace: ``chat.jsonl`` has ``chat.meta.json``."""
-    path = Path(path)
-    return path.with_name(f"{path.name.removesuffix('.jsonl')}.meta.json")
+    return Path(path).with_name(f"{trace_name(path)}.meta.json")
+
+
+def trace_name(path: str | Path) -> str:
+    """A trace is called by its file's name without ``.jsonl`` or ``.jsonl.gz``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")

@@ -17,9 +17,16 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from sglang_dspark.files import atomic_write, os_problem, read_record, write_json
+from sglang_dspark.files import (
+    atomic_write,
+    os_problem,
+    read_record,
+    refuse_replacing,
+    unpacked,
+    write_json,
+)
 from traces.columns import Trace, build_trace
-from traces.schema import Request, TraceMeta, meta_path
+from traces.schema import Request, TraceMeta, meta_path, trace_name
 
 _DECODER = msgspec.json.Decoder(Request)
 _FIELDS = Request.__struct_fields__
@@ -31,7 +38,7 @@ def load_trace(path: str | Path) -> Trace:
     requests, lines, meta, sha256 = _read(Path(path))
     return build_trace(
         requests,
-        name=Path(path).name.removesuffix(".jsonl"),
+        name=trace_name(path),
         path=str(path),
         sha256=sha256,
         block_tokens=meta.block_tokens if meta else None,
@@ -56,10 +63,12 @@ def write_trace(
     statistics_from: list[str] | None = None,
     licence: str | None = None,
     notes: dict[str, int] | None = None,
+    force: bool = True,
 ) -> Trace:
     """Write requests and sidecar, both or neither, and return the trace that ``load_trace`` reads.
 
-    ``ValueError``, and no file, when the requests break a law of ``traces.columns``.
+    ``ValueError``, and no file, when the requests break a law of ``traces.columns``, or when
+    another trace is there and ``force`` is false.
     """
     encode = msgspec.json.Encoder().encode
     data = b"".join(encode(request) + b"\n" for request in requests)
@@ -75,12 +84,13 @@ def write_trace(
     )
     trace = build_trace(
         requests,
-        name=Path(path).name.removesuffix(".jsonl"),
+        name=trace_name(path),
         path=str(path),
         sha256=meta.sha256,
         block_tokens=block_tokens,
         where=lambda row: f"{path}: request {row + 1}",
     )
+    refuse_replacing(path, data, force=force)
     with atomic_write(path, "wb") as file:
         file.write(data)
         # The digest pairs the two files: the trace is safe on disk before its sidecar appears.
@@ -92,7 +102,7 @@ def write_trace(
 
 def _read(path: Path) -> tuple[list[Request], list[int], TraceMeta | None, str]:
     try:
-        data = path.read_bytes()
+        data = unpacked(path, path.read_bytes())
     except OSError as error:
         raise os_problem("read", path, error) from None
     sha256 = hashlib.sha256(data).hexdigest()
@@ -119,7 +129,8 @@ def _read_meta(path: Path, sha256: str) -> TraceMeta | None:
     if meta.sha256 != sha256:
         raise ValueError(
             f"{sidecar}: sha256 {meta.sha256[:12]}... is not that of {path.name} "
-            f"({sha256[:12]}...); restore the file, or correct the sidecar if the edit was meant"
+            f"({sha256[:12]}...); restore the file, or correct the sidecar if the edit was meant "
+            "(python -m traces.cut takes a part, with a sidecar of its own"
         )
     return meta
 

@@ -90,7 +90,7 @@ def with_arrivals(mixture: Mixture, process: str, cv: float) -> Mixture:
 
 
 def write_synthetic(
-    mixture: Mixture, *, mixture_path: Path, seed: int, out: str, command: str
+    mixture: Mixture, *, mixture_path: Path, seed: int, out: str, command: str, force: bool = False
 ) -> Trace:
     """Generate and write the trace with its sidecar."""
     digest = hashlib.sha256(mixture_path.read_bytes()).hexdigest()
@@ -103,6 +103,7 @@ def write_synthetic(
         block_tokens=mixture.block_tokens,
         statistics_from=mixture.statistics_from,
         licence=mixture.licence,
+        force=force,
     )
 
 
@@ -130,6 +131,7 @@ def _main(argv: Sequence[str] | None) -> int:
     parser.add_argument(
         "--cv", type=float, help="with --arrivals: variation of the gaps (gamma needs it)"
     )
+    parser.add_argument("--force", action="store_true", help="replace an earlier, other trace")
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed} must be 0 or more")
@@ -151,6 +153,7 @@ def _main(argv: Sequence[str] | None) -> int:
         seed=args.seed,
         out=args.out,
         command=shlex.join(["python", "-m", "traces.synthesize", *words]),
+        force=args.force,
     )
     print(f"{args.out}: {len(trace)} requests over {trace.arrival_s[-1] / 60:.1f} minutes")
     return 0
