@@ -7,7 +7,6 @@ no event loop.
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,12 @@ from simulator.fleet.config import FleetConfig
 from simulator.fleet.pools import Pool, make_pools
 from simulator.slo import PRESETS, Slo
 from traces import Trace
+
+
+MOST_REPLICAS = 1024
+"""Each keeps its own memory: more are slow to set up and say nothing new."""
+MOST_RATE = 1e6
+"""Beyond it, or as far below 1, a trace's times lose their digits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,10 +65,16 @@ class Scenario:
     """Step records buffered between two calls of the sink; 0 records no steps."""
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ValueError(f"replicas {self.replicas} must be at least 1")
-        if not (math.isfinite(self.rate_factor) and self.rate_factor > 0):
-            raise ValueError(f"rate factor {self.rate_factor} must be a finite number above 0")
+        if not 1 <= self.replicas <= MOST_REPLICAS:
+            raise ValueError(
+                f"replicas {self.replicas} must be 1 to {MOST_REPLICAS}; replay a share of the "
+                "traffic on a share of a larger fleet"
+            )
+        if not 1 / MOST_RATE <= self.rate_factor <= MOST_RATE:
+            raise ValueError(
+                f"rate factor {self.rate_factor} must be a number from {1 / MOST_RATE:g} to "
+                f"{MOST_RATE:g}"
+            )
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"concurrency {self.concurrency} must be at least 1")
         self._check_fleet()

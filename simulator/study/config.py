@@ -63,6 +63,11 @@ class RunConfig:
             repeated = [v for v in values if values.count(v) > 1]
             if repeated:
                 raise ValueError(f"{name} lists {repeated[0]!r} twice; list each once")
+        if self.concurrency and self.rate != 1.0:
+            raise ValueError(
+                f"rate {self.rate:g} with concurrency {self.concurrency[0]}: the clients of a "
+                "closed loop send when they are answered; drop one of the two"
+            )
 
 
 def load_run_config(path: str | Path) -> RunConfig:
