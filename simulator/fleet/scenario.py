@@ -24,7 +24,6 @@ from simulator.fleet.pools import Pool, make_pools
 from simulator.slo import PRESETS, Slo
 from traces import Trace
 
-
 MOST_REPLICAS = 1024
 """Each keeps its own memory: more are slow to set up and say nothing new."""
 MOST_RATE = 1e6
@@ -72,7 +71,7 @@ class Scenario:
             )
         if not 1 / MOST_RATE <= self.rate_factor <= MOST_RATE:
             raise ValueError(
-                f"rate factor {self.rate_factor} must be a number from {1 / MOST_RATE:g} to "
+                f"rate factor {self.rate_factor} must be above 0: a number from {1 / MOST_RATE:g} to "
                 f"{MOST_RATE:g}"
             )
         if self.concurrency is not None and self.concurrency < 1:
