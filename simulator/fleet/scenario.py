@@ -66,12 +66,12 @@ class Scenario:
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= MOST_REPLICAS:
             raise ValueError(
-                f"replicas {self.replicas} must be 1 to {MOST_REPLICAS}; replay a share of the "
-                "traffic on a share of a larger fleet"
+                f"replicas {self.replicas} must be at least 1 and at most {MOST_REPLICAS}; replay "
+                "a share of the traffic on a share of a larger fleet"
             )
         if not 1 / MOST_RATE <= self.rate_factor <= MOST_RATE:
             raise ValueError(
-                f"rate factor {self.rate_factor} must be above 0: a number from {1 / MOST_RATE:g} to "
+                f"rate factor {self.rate_factor} must be above 0: from {1 / MOST_RATE:g} to "
                 f"{MOST_RATE:g}"
             )
         if self.concurrency is not None and self.concurrency < 1:

@@ -179,7 +179,7 @@ def test_a_wrong_trace_is_one_sentence_and_status_2(
         (["--replicas", "0"], ["0", "at least 1"]),
         (["--seed", "-1"], ["-1"]),
         (["--jobs", "0"], ["0", "at least 1"]),
-        (["--replicas", "10000"], ["10000", "1 to 1024"]),
+        (["--replicas", "10000"], ["10000", "at most 1024"]),
         (["--rate", "1e308"], ["1e+308", "1e+06"]),
         (["--rate", "6.5", "--concurrency", "64"], ["rate 6.5", "concurrency 64", "drop one"]),
         (["--seed", "one"], ["--seed", "'one'"]),
