@@ -1,7 +1,7 @@
 """The mixture file: what a synthetic trace is made of.
 
 Owns the file's fields and their limits. Knows nothing of how times, lengths and sessions are drawn
-(``traces.arrivals``, ``traces.lengths``, ``traces.sessions``). Unknown fields are errors.
+(``traces.draws``, ``traces.sessions``). Unknown fields are errors.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Owns the command: what it takes from flags or from a result folder, progress, and the three files
 ``report.html``, ``report.pdf`` and ``report.json``, written together when all is done. The
-simulations are ``simulator.capacity.study``, the record ``capacity_report``.
+simulations are ``simulator.capacity.study``, the record is ``report``.
 """
 
 from __future__ import annotations

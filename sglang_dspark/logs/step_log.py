@@ -3,7 +3,7 @@
 Replay: ``python -m sglang_dspark.logs.step_log FOLDER``
 
 Owns reading and replaying a folder. How it is written beside a server and kept within its bound is
-``part_writer.py``, what a file looks like ``step_parts.py``. Knows neither SGLang nor torch.
+``writer``, what a file looks like ``step_parts``. Knows neither SGLang nor torch.
 """
 
 from __future__ import annotations

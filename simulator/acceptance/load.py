@@ -1,8 +1,7 @@
 """Acceptance profiles: what every part of the simulator imports to know what a round accepts.
 
-Owns the way from a name or a path to a profile. The law and the compiled draw are in
-``tables``, the fitted JSON format in ``profile``, recorded logs in
-``recorded``; ``published`` makes the
+Owns the way from a name or a path to a profile. The law and the compiled draw are in ``tables``,
+the fitted JSON format in ``profile``, recorded logs in ``recorded``; ``published`` makes the
 shipped files.
 """
 

@@ -6,7 +6,7 @@ Writes ``acceptance.parquet`` (for ``--acceptance``), ``cost_model.json`` (for `
 and ``calibration.json`` with fit errors, valid range and what the log could not tell, which is
 printed too. With ``--requests``, the request log of the same time in the schema of ``traces``,
 rounds are grouped by domain. What is read is ``logged_steps``, the fits are
-``acceptance_censored`` and ``cost_fit``; owns the command, the report and the price of exploring.
+``acceptance`` and ``cost``; owns the command, the report and the price of exploring.
 """
 
 from __future__ import annotations

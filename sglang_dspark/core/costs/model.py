@@ -1,8 +1,8 @@
 """``CostModel``: what one serving step costs on one replica, as a file states it.
 
 Owns the file format as a whole (schema 1), the choice of kind and the way to ``CostTables``.
-The parts are in ``cost_schema.py``, the formulas of kind ``roofline`` in ``roofline.py``, the
-pricing of a step in ``cost_tables.py``. Knows no policy and no clock.
+The parts are in ``schema``, the formulas of kind ``roofline`` in ``roofline``, the pricing of a
+step in ``tables``. Knows no policy and no clock.
 
 A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
 ``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m sglang_dspark.draft.train --config train.json
 
 Owns the command: which target, data and drafter a run is made of, and the processes it spans. The
-loop is ``training``. Stopped or killed, the same command goes on where it was: the final weights
+loop is ``loop``. Stopped or killed, the same command goes on where it was: the final weights
 are those of an uninterrupted run, to the bit on CPU with the same number of processes and threads.
 bf16 with float32 masters on CUDA, float32 on CPU.
 """

@@ -6,8 +6,8 @@ Run it on the server's machine, with nothing else on the server. Drives it throu
 lengths, contexts and prompts, reads the server's own clock, fits, and writes a ``measured`` cost
 model with where it came from, its error and its range; also as SGLang's files (--sps, --additive).
 An interrupted run goes on where it stopped (a journal lies beside the output). Owns the order of
-things; pinning and reading is ``profile_lanes``, points are ``profile_grid``, numbers
-``profile_fit``, the file ``profile_model``. Imports no SGLang.
+things; pinning and reading is ``lanes``, points are ``grid``, numbers ``fit``, the file ``model``.
+Imports no SGLang.
 """
 
 from __future__ import annotations
