@@ -31,7 +31,7 @@ SCHEDULER = "sglang.srt.managers.scheduler"
 VERIFIED = "0.5.21"
 """The release on which the lane's tests run."""
 REMEDY = (
-    f"install sglang=={VERIFIED} or another release that the README lists, or set "
+    f"install sglang=={VERIFIED} or another release that docs/serving.md lists, or set "
     "SGLANG_PLUGINS=none to run SGLang's own DSPARK"
 )
 
@@ -274,7 +274,7 @@ def survey(releases: Iterable[Release]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The README's rows of a survey."""
+    """A survey as rows of a page."""
     verified = found.get(VERIFIED, {}).get("decision_code")
     lines = ["| SGLang | hook targets | its decision code |", "| --- | --- | --- |"]
     for version, row in found.items():
