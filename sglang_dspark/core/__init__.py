@@ -9,9 +9,11 @@ In order of import:
 - ``cost_tables``, ``cost_schema``, ``cost_curve``, ``roofline``, ``cost``: what a step costs
 - ``sglang_tables``: SGLang's own cost-table files
 - ``correction``: bounded changes of prices and confidences, learned from completed steps
-- ``goodput``: prices and choices of the policy of that name
+- ``tables``: a policy as compiled code reads it, and the codes of the decisions
+- ``goodput``: the policy of that name, whole
 - ``memory``: what an engine remembers for its policy
-- ``decide``, ``policy``: what each budget policy decides, and the file it travels in
+- ``decide``: what each budget policy decides
+- ``axis``, ``policy``: what each budget policy is, and the file it travels in
 - ``planner``: policy, cost model and calibration bound together
 - ``corrected_planner``: the same, corrected online
 """

@@ -87,17 +87,9 @@ class Settings:
         )
 
 
-class _Flag(argparse.Action):
-    """Stores its value; names policies only when asked for help, since numba takes a second."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, values)
+class _Flag(argparse._StoreAction):
+    """Names the policies only when asked for help, since numba takes a second. It is the class of
+    every flag that stores, since SGLang takes no other from its configuration file."""
 
     @property
     def help(self) -> str:
