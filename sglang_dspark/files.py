@@ -87,7 +87,7 @@ def _refuse_unknown_keys(value: Any, kind: Any, where: str) -> None:
     if not (dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         return
     hints = typing.get_type_hints(kind)
-    refuse_unknown(value, hints, where)
+    refuse_unknown(value, [field.name for field in dataclasses.fields(kind)], where)
     for key, inner in value.items():
         _refuse_unknown_keys(inner, hints[key], f"{where}: {key}")
 

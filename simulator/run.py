@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.policy import policy_forms
 from simulator.fleet.config import ROUTERS
 from simulator.study.config import (
     RunConfig,
@@ -44,7 +45,7 @@ def _parser() -> Parser:
         "--policy",
         action="append",
         metavar="NAME[:PARAMETER]|FILE",
-        help="policy to replay; repeat to compare (default: all seven)",
+        help=f"policy to replay, repeat to compare: {policy_forms()}, or a file (default: all)",
     )
     parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
     parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")

@@ -29,6 +29,7 @@ from analysis.capacity.html_file import html_report
 from analysis.capacity.pdf_file import pdf_report
 from analysis.capacity.report import build_report, finite
 from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.policy import policy_forms
 from sglang_dspark.files import atomic_write, make_folder
 from simulator.capacity.search import Goal
 from simulator.capacity.study import Findings, Inquiry, ask
@@ -47,8 +48,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
     parser.add_argument(
-        "--policy", action="append", metavar="NAME[:PARAMETER]", help="compare these; repeat"
-    )
+        "--policy", action="append", metavar="NAME[:PARAMETER]",
+        help=f"compare these, repeat: {policy_forms()}",
+    )  # fmt: skip
     parser.add_argument(
         "--policy-file", action="append", default=[], metavar="FILE", help="and a tuned policy"
     )

@@ -9,10 +9,12 @@ In order of import:
 - ``ranking``: order tokens by survival, hand slots to the best
 - ``costs``: what a step costs
 - ``correction``: bounded changes of prices and confidences, learned from completed steps
-- ``goodput``: prices and choices of the policy of that name
+- ``tables``: a policy as compiled code reads it, and the codes of the decisions
+- ``goodput``: the policy of that name, whole
 - ``history``: what an engine remembers for its policy
 - ``decide``: what each budget policy decides
-- ``policy``: the policies as data, and the file they travel in
+- ``axis``: what a tuner may vary of a policy
+- ``policy``: what each budget policy is, and the file it travels in
 - ``planner``: policy, cost model and calibration bound together
 - ``corrected_planner``: the same, corrected online
 """

@@ -22,7 +22,6 @@ from simulator.slo import bounds_s, parse_slo
 from simulator.study.study import Run
 from traces import Trace, load_trace
 
-DEFAULT_POLICIES = tuple(POLICIES)
 DEFAULT_COST_MODEL = "h200-qwen3-14b-analytic"
 
 
@@ -32,7 +31,7 @@ class RunConfig:
 
     trace: str
     """Path of the request trace."""
-    policies: tuple[str, ...] = DEFAULT_POLICIES
+    policies: tuple[str, ...] = field(default_factory=lambda: tuple(POLICIES))
     """Policy names with an optional parameter, or policy files."""
     cost_model: str = DEFAULT_COST_MODEL
     """Shipped name or file."""

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.policy import parse_policy, save_policy
+from sglang_dspark.core.policy import POLICIES, parse_policy, save_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.run import numbers
 from simulator.study.study import warm_up
@@ -47,8 +47,9 @@ def _parser() -> Parser:
         "the first and the last without losing SLO attainment",
     )  # fmt: skip
     parser.add_argument(
-        "--policy", action="append", metavar="NAME", help="tune this policy only; may be repeated"
-    )
+        "--policy", action="append", metavar="NAME",
+        help=f"tune this policy only, may be repeated: {', '.join(POLICIES)} (default: all)",
+    )  # fmt: skip
     parser.add_argument(
         "--current", default="global", metavar="NAME[:PARAMETER]|FILE",
         help="what runs today; a file's calibration is the start of the tuned one",

@@ -21,6 +21,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.history import PrefillRate
+from sglang_dspark.core.policy import choices
 from sglang_dspark.core.state import Ints
 from sglang_dspark.runtime.settings import Settings, flag, load
 from sglang_dspark.runtime.settings import check as check_settings
@@ -327,10 +328,10 @@ def prepare(server_args: Any) -> None:
     settings = Settings.from_environment()
     policy_file, _ = load(settings)
     policy = policy_file.policy
-    if policy.name == "sglang" and policy_file.calibration != Calibration():
+    if policy.as_sglang and policy_file.calibration != Calibration():
         raise ValueError(
-            "policy sglang decides as SGLang does, by its confidences as they are; leave out the "
-            "policy file's calibration and give --speculative-dspark-confidence-sts-path"
+            f"policy {policy.name} decides as SGLang does, by its confidences as they are; leave "
+            "out the policy file's calibration and give --speculative-dspark-confidence-sts-path"
         )
     if policy_file.correction.on:
         raise ValueError(
@@ -348,13 +349,11 @@ def prepare(server_args: Any) -> None:
             "--speculative-dspark-align-verify-tokens-to-graph-tier raises the budgets that the "
             "policy decides; leave it out, cost models know the tiers"
         )
-    if getattr(server_args, "enable_dp_attention", False) and policy.name in (
-        "threshold",
-        "early_stop",
-    ):
+    if getattr(server_args, "enable_dp_attention", False) and not policy.decides_early:
         raise ValueError(
             f"policy {policy.name} reads the current confidences, and with --enable-dp-attention "
-            f"the budget is agreed on before; set {flag('policy')} to global, sglang or fixed"
+            f"the budget is agreed on before; set {flag('policy')} to "
+            f"{choices(lambda kind: kind.decides_early)}"
         )
 
 
