@@ -46,7 +46,8 @@ from sglang_dspark.draft.evaluation.sampling import Sampling
 from sglang_dspark.draft.model.checkpoint import load_drafter
 from sglang_dspark.draft.model.target import Target
 from sglang_dspark.files import make_folder, read_json, write_json
-from sglang_dspark.logs.rounds import Rounds, write_rounds
+from sglang_dspark.logs.acceptance_log import write_rounds
+from sglang_dspark.logs.rounds import Rounds
 
 THRESHOLDS = np.arange(10) / 10
 EVERYTHING = "all"

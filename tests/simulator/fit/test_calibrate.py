@@ -200,7 +200,7 @@ def test_the_command_writes_what_the_simulator_reads(
     assert profile.domains == ("even", "odd")  # type: ignore[attr-defined]
     model = load_cost_model(out / "cost_model.json")
     assert (model.provenance.origin, model.kind) == ("measured", "additive")
-    report = json.loads((out / "calibration.json").read_text())
+    report = json.loads((out / "fit.json").read_text())
     assert report["acceptance"]["rounds"] == sum(r.requests for r in log.records[:800])
     assert report["cost_model"]["fit_error"]["median_rel"] < 0.1
     assert calibrate.main([str(tmp_path / "nowhere"), "-o", str(out)]) == 2
