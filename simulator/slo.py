@@ -7,12 +7,12 @@ paper's minimum speeds; ``docs/metrics.md`` lists the sources.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from sglang_dspark.files import did_you_mean
 from traces import Trace
 
 
@@ -54,8 +54,7 @@ def parse_slo(text: str) -> Slo:
             return Slo(name=text, ttft_ms=float(ttft), tpot_ms=float(tpot))
         except ValueError as error:
             raise ValueError(f"--slo {text}: {error}; write TTFT_MS:TPOT_MS, like 500:30") from None
-    near = difflib.get_close_matches(text, PRESETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(text, PRESETS, show=str)
     raise ValueError(f"--slo {text}: {hint}presets: {', '.join(PRESETS)}; or TTFT_MS:TPOT_MS")
 
 

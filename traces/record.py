@@ -26,7 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sglang_dspark.cli import Parser, run_command
-from traces.pulling import Pull, ServerClient, Unreachable
+from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
+from traces.pulling import Pull
 from traces.recorded import measured_path, trace_of_log
 
 NAME = "traces.record"

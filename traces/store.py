@@ -6,7 +6,6 @@ the laws between requests (``traces.columns``).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -17,7 +16,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from sglang_dspark.files import atomic_write, os_problem, read_record, write_json
+from sglang_dspark.files import atomic_write, did_you_mean, os_problem, read_record, write_json
 from traces.columns import Trace, build_trace
 from traces.schema import Request, TraceMeta, meta_path
 
@@ -171,5 +170,4 @@ def shown(value: Any) -> str:
 def hint(name: str, known: Iterable[str]) -> str:
     """The near miss of a name, or all names there are."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return did_you_mean(name, known).rstrip() or f"known: {', '.join(known)}"

@@ -88,7 +88,7 @@ class CorrectedPlanner(Planner):
         )
 
     def adopt(self, evidence: Evidence) -> None:
-        """Plan by this evidence from now on, say by rank 0's."""
+        """Plan by this evidence from now on."""
         self.evidence = evidence
         self.bias = self._file_bias + evidence.bias
         if self.correction.cost:

@@ -10,7 +10,6 @@ unchanged in the server's plugin and in the simulator.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.costs import sglang_tables
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.files import decode_record, read_json, refuse_unknown, write_json
+from sglang_dspark.files import decode_record, did_you_mean, read_json, refuse_unknown, write_json
 
 
 class Main(NamedTuple):
@@ -324,8 +323,7 @@ def policy_label(policy: Policy) -> str:
 
 def _policy_of_name(name: str, known_as: str) -> type[Policy]:
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, POLICIES)
         raise ValueError(f"{known_as}: no policy {name!r}; {hint}known: {', '.join(POLICIES)}")
     return POLICIES[name]
 

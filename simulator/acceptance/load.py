@@ -7,11 +7,11 @@ shipped files.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from sglang_dspark.files import did_you_mean
 from simulator.acceptance.profile import read_fitted_profile
 from simulator.acceptance.recorded import read_empirical_profile
 from simulator.acceptance.tables import AcceptanceTables
@@ -51,8 +51,7 @@ def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
         return read_fitted_profile(path)
     if path.suffix == ".parquet":
         return read_empirical_profile(path)
-    near = difflib.get_close_matches(text, shipped_profiles(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(text, shipped_profiles(), show=str)
     raise ValueError(
         f"{text}: no acceptance profile of this name; {hint}shipped: "
         f"{', '.join(shipped_profiles())}; or give the path of a .json profile or .parquet log"

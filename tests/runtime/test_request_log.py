@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -33,6 +31,7 @@ from sglang_dspark.logs.request_parts import (
 from sglang_dspark.runtime import request_log
 from sglang_dspark.runtime.request_log import RequestLog, RequestRecorder
 from sglang_dspark.runtime.settings import Settings
+from tests.logs.writing_children import full_disk, killed, python, stopped
 
 ROOT = Path(__file__).parents[2]
 INTEGERS = st.integers(0, 2**40)
@@ -363,25 +362,12 @@ for number in range({count}):
 
 def child(folder: Path, **given_: Any) -> subprocess.Popen[str]:
     values = {"before": "", "after": "", "count": 10**6, **given_}
-    code = WRITER.format(folder=str(folder), **values)
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    return python(WRITER.format(folder=str(folder), **values))
 
 
 @pytest.mark.law
 def test_a_killed_process_leaves_whole_parts_and_loses_the_last_interval(tmp_path: Path) -> None:
-    process = child(tmp_path)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(1.7)
-    process.send_signal(signal.SIGKILL)
-    lines = process.communicate()[0].splitlines()[:-1]  # the last one may be cut
-    times = {int(number): float(at_s) for number, at_s in (line.split() for line in lines)}
+    times = killed(child(tmp_path), after_s=1.7)
     kept = [int(record.request_id) for record in read_requests(tmp_path).records]
     assert kept == list(range(len(kept)))
     assert kept
@@ -390,7 +376,6 @@ def test_a_killed_process_leaves_whole_parts_and_loses_the_last_interval(tmp_pat
     assert times[max(times)] - times[min(lost)] <= 0.5 + 0.02 + 0.6
 
 
-FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
 STILL_ALIVE = """
 log = recorder.log()
 until = time.monotonic() + 20
@@ -405,16 +390,8 @@ print(log.written, log.dropped, log.stopped)
 
 @pytest.mark.law
 def test_a_full_disk_stops_the_log_with_one_line_and_not_the_server(tmp_path: Path) -> None:
-    process = child(tmp_path, before=FULL_DISK, after=STILL_ALIVE, count=600)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
-    count, dropped, reason = out.splitlines()[-1].split(" ", 2)
-    assert int(count) + int(dropped) == 601
-    assert int(dropped) > 0
-    assert "cannot write" in reason
-    assert err.count("DSPARK request log stopped") == 1
-    assert len(err.splitlines()) == 1
-    assert not list(tmp_path.glob("*.tmp-*"))
+    process = child(tmp_path, before=full_disk(6_000), after=STILL_ALIVE, count=600)
+    stopped(process, tmp_path, log="request", told=601)
 
 
 def size_of(folder: Path) -> int:

@@ -12,7 +12,6 @@ leave those out: they are derived from its config and data sheet.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -42,7 +41,7 @@ from sglang_dspark.core.costs.schema import (
     check_choice,
 )
 from sglang_dspark.core.costs.tables import CostTables
-from sglang_dspark.files import atomic_write, decode_record, read_json
+from sglang_dspark.files import atomic_write, decode_record, did_you_mean, read_json
 
 SCHEMA_VERSION = 1
 KINDS = ("table", "additive", "roofline")
@@ -293,9 +292,8 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
     elif Path(text).suffix == ".json" or Path(text).exists():
         path = Path(text)
     else:
-        near = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"no cost model {text!r}; {hint}shipped: {', '.join(names)}; or give a .json file"
+            f"no cost model {text!r}; {did_you_mean(text, names)}shipped: {', '.join(names)}; "
+            "or give a .json file"
         )
     return decode_cost_model(read_json(path), where=str(path))

@@ -17,21 +17,13 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from sglang_dspark.cli import Parser
-from sglang_dspark.draft.data.answers import (
-    generate_from_server,
-    generate_local,
-    load_tokenizer,
-    prompt_tokens,
-    stop_tokens,
-)
+from sglang_dspark.draft.data.answers import generate_from_server, generate_local, load_tokenizer
 from sglang_dspark.draft.data.fingerprint import file_sha256, model_fingerprint
 from sglang_dspark.draft.data.prompts import read_prompts
 from sglang_dspark.draft.data.samples import SampleLog
 from sglang_dspark.draft.data.server import Server
 from sglang_dspark.draft.evaluation.sampling import Sampling
 from sglang_dspark.draft.model.target import Target
-
-__all__ = ["load_tokenizer", "main", "prompt_tokens", "stop_tokens"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

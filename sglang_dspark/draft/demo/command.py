@@ -86,7 +86,8 @@ def trained_pair(
 def measure(recipe: DemoRecipe, folder: Path) -> list[Claim]:
     """The claims, from a finished run's logs."""
     from sglang_dspark.draft.evaluation.calibrate import fit_all
-    from sglang_dspark.logs.rounds import Rounds, join_rounds, read_rounds
+    from sglang_dspark.logs.acceptance_log import read_rounds
+    from sglang_dspark.logs.rounds import Rounds, join_rounds
 
     rounds: dict[str, Rounds] = {}
     fits: dict[str, dict[float, list[Fit]]] = {}

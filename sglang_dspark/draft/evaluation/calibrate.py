@@ -23,7 +23,8 @@ from sglang_dspark.cli import Parser
 from sglang_dspark.core.calibration import Calibration, save_sts
 from sglang_dspark.draft.evaluation.calibration_fit import METHODS, Fit, fit
 from sglang_dspark.files import make_folder, write_json
-from sglang_dspark.logs.rounds import Rounds, join_rounds, read_rounds
+from sglang_dspark.logs.acceptance_log import read_rounds
+from sglang_dspark.logs.rounds import Rounds, join_rounds
 
 _TITLES = {"sts": "sequential temperatures (STS)", "bias": "temperature and bias"}
 

@@ -25,6 +25,7 @@ from sglang_dspark.cli import Parser
 from sglang_dspark.draft.data.answers import load_tokenizer
 from sglang_dspark.draft.data.fingerprint import file_sha256, model_fingerprint
 from sglang_dspark.draft.data.prompts import Prompt, read_prompts
+from sglang_dspark.draft.data.samples import refuse_other_settings
 from sglang_dspark.draft.evaluation.decode import PARTS
 from sglang_dspark.draft.evaluation.recording import Recording, Settings, record
 from sglang_dspark.draft.evaluation.reliability import (
@@ -45,8 +46,9 @@ from sglang_dspark.draft.evaluation.report_figures import (
 from sglang_dspark.draft.evaluation.sampling import Sampling
 from sglang_dspark.draft.model.checkpoint import load_drafter
 from sglang_dspark.draft.model.target import Target
-from sglang_dspark.files import make_folder, read_json, write_json
-from sglang_dspark.logs.rounds import Rounds, write_rounds
+from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.logs.acceptance_log import write_rounds
+from sglang_dspark.logs.rounds import Rounds
 
 THRESHOLDS = np.arange(10) / 10
 EVERYTHING = "all"
@@ -194,13 +196,7 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
     if not beside.exists():
         write_json(beside, settings)
         return
-    before = read_json(beside)
-    for key in sorted({*before, *settings}):
-        if before.get(key) != settings.get(key):
-            raise ValueError(
-                f"{folder}: was begun with {key} {before.get(key)!r}, now it is "
-                f"{settings.get(key)!r}; give the same or a new folder"
-            )
+    refuse_other_settings(beside, settings, what=str(folder), again="a new folder")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.history import PrefillRate
 from sglang_dspark.core.policy import choices
 from sglang_dspark.core.state import Ints
+from sglang_dspark.runtime.observers import Observers
 from sglang_dspark.runtime.settings import Settings, flag, load
 from sglang_dspark.runtime.settings import check as check_settings
 from sglang_dspark.runtime.steer import self_check, targets
@@ -33,7 +34,7 @@ from sglang_dspark.runtime.steer.decision import (
     PolicyFailure,
     StepDecision,
 )
-from sglang_dspark.runtime.steer.observe import Observers, StepObserver
+from sglang_dspark.runtime.steer.observe import StepObserver
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class Steering:
             gamma=planner.gamma,
             max_requests=most,
             labels=_labels(server_args, tp_rank),
+            # With data-parallel attention one tensor-parallel rank of all writes.
+            sharing=1 if server_args.enable_dp_attention else server_args.dp_size,
         )
         self._observer = StepObserver(
             deployed.planner,
@@ -252,7 +255,7 @@ class Steering:
         """After ``Scheduler.get_internal_state``: the block ``dspark`` of /server_info."""
         self.collect()
         if self._observers is not None:
-            answer.internal_state["dspark"] = self._observers.summary()
+            answer.internal_state["dspark"] = self._observers.metrics.summary()
         return answer
 
     def _fail(self, failure: PolicyFailure, rows: int) -> None:

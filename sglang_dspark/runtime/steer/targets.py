@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import pkgutil
 import re
 import zipfile
@@ -303,13 +302,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(given.write, found)
     print(table(found))
     return 1 if any(row["differences"] for row in found.values()) else 0
-
-
-def surveyed() -> dict[str, Any]:
-    """The committed ``releases.json``."""
-    text = Path(__file__).with_name("releases.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 if __name__ == "__main__":

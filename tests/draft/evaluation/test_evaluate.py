@@ -17,7 +17,7 @@ from sglang_dspark.draft.evaluation.evaluate import choose_prompts, main
 from sglang_dspark.draft.model.checkpoint import drafter_for, save_drafter
 from sglang_dspark.draft.model.recipes import dspark
 from sglang_dspark.draft.model.target import Target
-from sglang_dspark.logs.rounds import read_rounds
+from sglang_dspark.logs.acceptance_log import read_rounds
 from simulator.acceptance.load import load_acceptance
 from tests.draft.tiny_target import make_target, start
 
