@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
-HUNG_S = 3600.0
+HUNG_S = 1800.0
 
 
 def wait_until(
@@ -17,7 +17,10 @@ def wait_until(
 ) -> None:
     """Returns when ``happened``; fails with what ``process`` said if it ends before."""
     began = time.monotonic()
-    while not happened():
-        assert process is None or process.poll() is None, process.communicate()
+    while True:
+        ended = process is not None and process.poll() is not None
+        if happened():
+            return
+        assert not ended, process and process.communicate()
         assert time.monotonic() < began + HUNG_S, "hangs"
         time.sleep(0.01)

@@ -6,6 +6,7 @@ Every node needs the same release of this project installed, which is checked. K
 
 from __future__ import annotations
 
+import pickle
 import signal
 import socket
 import threading
@@ -86,15 +87,15 @@ def _sigterm_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _do_point(held: tuple[Sequence[Any], Any], i: int, sources: str) -> tuple[Any, int]:
-    """In a worker: (result, units) of point ``i``. ``held`` is all points, and the work."""
+def _do_point(held: bytes, i: int, sources: str) -> tuple[Any, int]:
+    """In a worker: (result, units) of point ``i``. ``held`` is all points and the work, pickled."""
     if source_digest() != sources:
         raise ValueError(
             "a Ray worker has other sources of this project than the command; install the same "
             "release on every node"
         )
     warnings.simplefilter("ignore")  # the command has warned already
-    points, work = held
+    points, work = pickle.loads(held)
     total = 0
 
     def tell(units: int) -> None:
@@ -118,7 +119,9 @@ def run_on_ray(
     """Do the points ``left``; ``finish`` takes each result. What runs at ``stop`` is dropped."""
     ray = _load_ray()
     with connected(address, jobs):
-        held = ray.put((list(points), work))
+        # Pickled here: out of Ray's own pickles arrays come read-only, which is another type to
+        # numba, and every worker would compile all kernels again.
+        held = ray.put(pickle.dumps((list(points), work)))
         task = ray.remote(_do_point).options(num_cpus=1, max_retries=_RETRIES)
         running = {task.remote(held, i, source_digest()): i for i in left}
         total = 0

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from simulator.sweep.sweep import advance
 
 
@@ -52,6 +54,11 @@ def refuse_three(point: Point) -> int:
     if point.number == 3:
         raise ValueError("3 is not squared here")
     return point.number**2
+
+
+def surroundings(array: np.ndarray) -> tuple[bool, int]:
+    """Whether the array may be written to, and this process's niceness."""
+    return array.flags.writeable, os.nice(0)
 
 
 def wait_for_the_end(point: Point) -> str:
