@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from sglang_dspark.logs.step_log import StepLog, read, replay
 from sglang_dspark.logs.step_parts import encode, part_bytes, read_part
 from tests.logs.step_records import GAMMA, MODEL, header_with, random_record
 from tests.logs.writing_children import full_disk, killed, python, stopped
+from tests.waiting import HUNG_S
 
 MIB = 2**20
 EVERY: list[Policy] = [
@@ -72,7 +74,7 @@ def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("steps-*.parquet"))
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def until(condition: Any, seconds: float = HUNG_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -226,17 +228,19 @@ def child(folder: Path, **fields: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("run_s", [1.1, 1.37, 1.7])
+@pytest.mark.parametrize("run_s", [0.6, 0.87, 1.2])
 def test_a_killed_server_leaves_whole_parts_and_loses_the_last_interval(
     tmp_path: Path, run_s: float
 ) -> None:
-    times = killed(child(tmp_path), after_s=run_s)
+    times = killed(child(tmp_path), tmp_path, after_s=run_s)
     steps = [record.step for record in read(tmp_path)]
     assert steps == list(range(len(steps)))
     killed_s = times[max(times)]
     lost = [step for step in times if step >= len(steps)]
-    # The interval, one look at the queue, and the writing itself on a busy machine.
-    assert killed_s - times[min(lost)] <= 0.5 + 0.02 + 0.6
+    # The interval, as long as it is on this machine, one look at the queue, and the writing.
+    written_s = [part.stat().st_mtime for part in parts(tmp_path)]
+    interval_s = max([0.5, *(b - a for a, b in pairwise(written_s))])
+    assert killed_s - times[min(lost)] <= interval_s + 0.02 + 0.6
     assert steps
 
 
@@ -252,8 +256,7 @@ def test_what_a_killed_writer_left_half_written_is_cleared_away(tmp_path: Path) 
 
 
 STILL_ALIVE = """
-until = time.monotonic() + 20
-while not log.stopped and time.monotonic() < until:
+while not log.stopped:
     time.sleep(0.01)
 log.observe(random_record(0))
 log.close()

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.waiting import HUNG_S, wait_until
+
 
 def python(code: str) -> subprocess.Popen[str]:
     """A process that runs ``code`` beside the tests' packages."""
@@ -20,10 +22,11 @@ def python(code: str) -> subprocess.Popen[str]:
     )
 
 
-def killed(process: subprocess.Popen[str], *, after_s: float) -> dict[int, float]:
-    """Number and time of all that it said to have written, a while after its first word."""
+def killed(process: subprocess.Popen[str], folder: Path, *, after_s: float) -> dict[int, float]:
+    """Number and time of all that it said to have written, a while after its first part."""
     assert process.stdout is not None
     process.stdout.readline()
+    wait_until(lambda: list(folder.glob("*.parquet")), process)
     time.sleep(after_s)
     process.send_signal(signal.SIGKILL)
     lines = process.communicate()[0].splitlines()[:-1]  # the last one may be cut
@@ -38,7 +41,7 @@ def full_disk(size: int) -> str:
 def stopped(process: subprocess.Popen[str], folder: Path, *, log: str, told: int) -> int:
     """Records written by a process that printed ``written dropped reason`` in the end, having
     said once that its ``log`` stopped."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HUNG_S)
     assert process.returncode == 0, err
     count, dropped, reason = out.splitlines()[-1].split(" ", 2)
     assert int(count) + int(dropped) == told

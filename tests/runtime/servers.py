@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from benchmarks.servers import CPU_ARGUMENTS, CPU_ENVIRONMENT, free_port, wait_healthy
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,9 +34,6 @@ STRICT_ENVIRONMENT = {
 }
 """SGLang's own accounting of KV pages, checked at every step: a leak or a page with two owners
 stops the server."""
-
-_READY_S = 120.0
-_COLD_S = 300.0
 
 
 class ServerDied(RuntimeError):
@@ -74,7 +72,7 @@ class Server:
             body: bytes = answer.read()
             return body
 
-    def wait(self, *, timeout_s: float = _READY_S) -> None:
+    def wait(self, *, timeout_s: float = HUNG_S) -> None:
         """Until it answers /health; ``ServerDied`` when it does not."""
         if wait_healthy(
             self.url, lambda: self.exit_code() is None, timeout_s=timeout_s, every_s=0.05
@@ -217,7 +215,7 @@ def launched(
             start_new_session=True,
         )
     try:
-        if not wait_healthy(url, lambda: server.poll() is None, timeout_s=_COLD_S):
+        if not wait_healthy(url, lambda: server.poll() is None, timeout_s=HUNG_S):
             raise ServerDied(log.read_text(errors="replace")[-4000:])
         yield url, server
     finally:

@@ -28,9 +28,9 @@ def test_launch_server_with_dspark(pair: Pair, greedy: Greedy, tmp_path: Path) -
         assert block["policy"] == "global"
         family = [server.pid, *(one.pid for one in psutil.Process(server.pid).children(True))]
         os.kill(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        server.wait(timeout=HUNG_S)
         _, alive = psutil.wait_procs(
-            [psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=20
+            [psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=HUNG_S
         )
         left = [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
         assert not left, "processes outlive the server"
