@@ -14,3 +14,8 @@ simulates, ``capacity_report`` concludes, ``capacity_words``, ``capacity_tables`
 ``capacity_figures`` (on ``capacity_sheet`` and ``capacity_panels``) say and show it,
 ``report_html`` and ``report_pdf`` set the pages.
 """
+
+import sglang_dspark as sglang_dspark  # the short names of commands, and whose package is whose
+
+__part_of__ = "sglang-dspark"
+"""Says that this package is ours; the name is common, see ``sglang_dspark.own_names``."""

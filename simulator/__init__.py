@@ -17,3 +17,8 @@ Python), ``laws`` (conservation), ``slo``, ``latency``. Of several replicas: ``f
 sizes and traffics, ``mistakes`` makes beliefs wrong, ``capacity_study`` asks what
 ``python -m analysis.capacity`` reports.
 """
+
+import sglang_dspark as sglang_dspark  # the short names of commands, and whose package is whose
+
+__part_of__ = "sglang-dspark"
+"""Says that this package is ours; the name is common, see ``sglang_dspark.own_names``."""
