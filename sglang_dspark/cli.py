@@ -35,7 +35,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         none = any(action.default is one for one in (None, False, argparse.SUPPRESS))
-        silent = none or not action.option_strings or "default" in text
+        silent = none or action.default == [] or not action.option_strings or "default" in text
         return text if silent else f"{text} (default: %(default)s)"
 
     def _split_lines(self, text: str, width: int) -> list[str]:
@@ -61,7 +61,9 @@ class Parser(argparse.ArgumentParser):
         if name:
             settings["prog"] = name if name.startswith("dspark ") else f"python -m {name}"
         super().__init__(**{"formatter_class": _HelpFormatter, **settings})
-        shown = ["\n".join(["examples:", *(f"  {self.prog} {words}" for words in examples)])]
+        shown = [
+            "\n".join(["examples:", *(f"  {self.prog} {words}".rstrip() for words in examples)])
+        ]
         self.epilog = self.epilog or "\n\n".join(
             [*(shown if examples else ()), *([f"to read on: {page}"] if page else ())]
         )

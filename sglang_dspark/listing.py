@@ -46,7 +46,7 @@ def describe_policies() -> list[dict[str, Any]]:
     from sglang_dspark.core.policy import POLICIES
 
     return [
-        {"name": name, "does": (inspect.getdoc(kind) or "").partition("\n")[0]}
+        {"name": name, "does": (inspect.getdoc(kind) or "").partition("\n")[0].replace("``", "")}
         for name, kind in POLICIES.items()
     ]
 
