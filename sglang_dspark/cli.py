@@ -61,12 +61,11 @@ class Parser(argparse.ArgumentParser):
         if name:
             settings["prog"] = name if name.startswith("dspark ") else f"python -m {name}"
         super().__init__(**{"formatter_class": _HelpFormatter, **settings})
-        shown = [
-            "\n".join(["examples:", *(f"  {self.prog} {words}".rstrip() for words in examples)])
-        ]
-        self.epilog = self.epilog or "\n\n".join(
-            [*(shown if examples else ()), *([f"to read on: {page}"] if page else ())]
-        )
+        blocks = [f"to read on: {page}"] if page else []
+        if examples:
+            lines = (f"  {self.prog} {words}".rstrip() for words in examples)
+            blocks.insert(0, "\n".join(["examples:", *lines]))
+        self.epilog = self.epilog or "\n\n".join(blocks)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``ValueError`` instead of printing the whole usage."""

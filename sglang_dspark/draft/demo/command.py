@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.workers < 0:
         raise ValueError(f"--workers {given.workers}: give 0 or more")
+    if find_spec("torch") is None:  # or else the first stage would say so, from its own process
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     recipe = RECIPES[given.recipe]()
     start_s = time.perf_counter()
 
