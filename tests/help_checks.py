@@ -24,9 +24,11 @@ def check_help(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     options, _, rest = said.partition("\nexamples:\n")
     examples, _, page = rest.partition("\n\nto read on: ")
     lines = examples.split("\n")
-    assert lines and all(line.startswith(f"  dspark {command.words}") for line in lines)
+    assert lines
+    assert all(line.startswith(f"  dspark {command.words}") for line in lines)
     assert set(re.findall(r" (--[\w-]+)", examples)) <= set(re.findall(r"(--[\w-]+)", options))
     pages = re.findall(r"docs/\w+\.md", page)
-    assert pages and all((ROOT / name).is_file() for name in pages)
+    assert pages
+    assert all((ROOT / name).is_file() for name in pages)
     silent = re.findall(r"^  (?:-\w, )?--[\w-]+(?: [A-Z_]+)?$(?!\n {20,}\S)", options, re.MULTILINE)
     assert not silent, f"no word on {silent}"
