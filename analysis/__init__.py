@@ -10,3 +10,8 @@ In order of import:
 - ``compare``: the command ``dspark compare``, and which panels its page has
 - ``capacity``: the capacity report
 """
+
+import sglang_dspark as sglang_dspark  # the short names of commands, and whose package is whose
+
+__part_of__ = "sglang-dspark"
+"""Says that this package is ours; the name is common, see ``sglang_dspark.own_names``."""

@@ -23,3 +23,8 @@ The rooms, in order of import:
 - ``capacity``: how many replicas hold which traffic
 - ``twin``: a recording and its replay, side by side
 """
+
+import sglang_dspark as sglang_dspark  # the short names of commands, and whose package is whose
+
+__part_of__ = "sglang-dspark"
+"""Says that this package is ours; the name is common, see ``sglang_dspark.own_names``."""

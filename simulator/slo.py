@@ -8,6 +8,7 @@ paper's minimum speeds; ``docs/metrics.md`` lists the sources.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,14 @@ PRESETS = {
         Slo(name="dspark-120", ttft_ms=2000, tpot_ms=1000 / 120),
     )
 }
+
+
+def describe_presets() -> list[dict[str, Any]]:
+    """A row on each preset, for ``dspark list``."""
+    return [
+        {"name": slo.name, "ttft_ms": slo.ttft_ms, "tpot_ms": round(slo.tpot_ms, 1)}
+        for slo in PRESETS.values()
+    ]
 
 
 def parse_slo(text: str) -> Slo:

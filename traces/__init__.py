@@ -22,17 +22,23 @@ Shipped beside them: ``chat.jsonl``, ``code.jsonl``, ``math.jsonl``, ``mixed.jso
 ``synthesize`` from ``mixtures/``; each sidecar holds the command.
 """
 
+import sglang_dspark as sglang_dspark  # before the rest: whose package is whose
 from traces.columns import Trace, build_trace
 from traces.schema import Request, TraceMeta, meta_path
-from traces.store import load_trace, read_requests, write_trace
+from traces.store import find_trace, load_trace, read_requests, shipped_traces, write_trace
 
 __all__ = [
     "Request",
     "Trace",
     "TraceMeta",
     "build_trace",
+    "find_trace",
     "load_trace",
     "meta_path",
     "read_requests",
+    "shipped_traces",
     "write_trace",
 ]
+
+__part_of__ = "sglang-dspark"
+"""Says that this package is ours; the name is common, see ``sglang_dspark.own_names``."""

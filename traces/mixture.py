@@ -199,6 +199,21 @@ def shipped_mixtures() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped mixture, for ``dspark list``."""
+    mixtures = {name: load_mixture(name)[0] for name in shipped_mixtures()}
+    return [
+        {
+            "name": name,
+            "requests_per_s": mixture.rate_req_s,
+            "minutes": mixture.minutes,
+            "shares": {domain.name: domain.share for domain in mixture.domains},
+            "arrivals": ", ".join(sorted({type(d.arrivals).__name__ for d in mixture.domains})),
+        }
+        for name, mixture in mixtures.items()
+    ]
+
+
 def load_mixture(name_or_path: str) -> tuple[Mixture, Path]:
     """A shipped mixture by name, or one's own by path; and the file it was read from."""
     shipped = shipped_mixtures()

@@ -25,12 +25,60 @@ _FIELDS = Request.__struct_fields__
 _REQUIRED = ("request_id", "arrival_s", "prompt_tokens", "output_tokens")
 
 
-def load_trace(path: str | Path) -> Trace:
-    """The trace in a JSONL file. ``ValueError`` naming file, line, value and remedy otherwise."""
-    requests, lines, meta, sha256 = _read(Path(path))
+def shipped_traces() -> dict[str, Path]:
+    """Name and file of the traces that come with this package."""
+    folder = Path(__file__).parent
+    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+
+
+def find_trace(name_or_path: str | Path) -> Path:
+    """The file of a trace: what is at exactly this path, or else the shipped trace of this name.
+
+    ``chat`` is the shipped one, unless the current directory holds a file called just ``chat``;
+    a ``chat.jsonl`` or a folder ``chat`` there is another thing. ``ValueError`` that lists the
+    shipped ones when it is neither.
+    """
+    path, shipped = Path(name_or_path), shipped_traces()
+    if path.exists() and not (path.is_dir() and str(path) in shipped):
+        return path
+    if str(path) in shipped:
+        return shipped[str(path)]
+    names = ", ".join(shipped)
+    if path.suffix or len(path.parts) != 1:
+        raise ValueError(
+            f"{path}: cannot read: No such file or directory; check the path, or name a shipped "
+            f"trace: {names}"
+        )
+    hint = did_you_mean(str(path), shipped)
+    raise ValueError(f"no trace {str(path)!r}; {hint}shipped: {names}; or give a .jsonl file")
+
+
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped trace, for ``dspark list``."""
+    traces = {name: load_trace(name) for name in shipped_traces()}
+    return [
+        {
+            "name": name,
+            "requests": len(trace),
+            "minutes": round(float(trace.arrival_s[-1]) / 60, 1),
+            "mean_prompt_tokens": round(float(trace.prompt_tokens.mean())),
+            "mean_output_tokens": round(float(trace.output_tokens.mean())),
+            "domains": list(trace.domain_names),
+        }
+        for name, trace in traces.items()
+    ]
+
+
+def load_trace(name_or_path: str | Path) -> Trace:
+    """The trace in a JSONL file, or a shipped one by its name.
+
+    ``ValueError`` naming file, line, value and remedy otherwise.
+    """
+    path = find_trace(name_or_path)
+    requests, lines, meta, sha256 = _read(path)
     return build_trace(
         requests,
-        name=Path(path).name.removesuffix(".jsonl"),
+        name=path.name.removesuffix(".jsonl"),
         path=str(path),
         sha256=sha256,
         block_tokens=meta.block_tokens if meta else None,
@@ -38,9 +86,9 @@ def load_trace(path: str | Path) -> Trace:
     )
 
 
-def read_requests(path: str | Path) -> tuple[list[Request], TraceMeta | None]:
+def read_requests(name_or_path: str | Path) -> tuple[list[Request], TraceMeta | None]:
     """The lines of a trace as records, with its sidecar; the laws between them go unchecked."""
-    requests, _, meta, _ = _read(Path(path))
+    requests, _, meta, _ = _read(find_trace(name_or_path))
     return requests, meta
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sglang_dspark.files import did_you_mean
 from simulator.acceptance.profile import read_fitted_profile
@@ -19,6 +19,14 @@ from simulator.acceptance.tables import AcceptanceTables
 DEFAULT_PROFILE = "dspark-qwen3-4b"
 
 _PROFILES = Path(__file__).parent / "profiles"
+_DRAFTERS = {
+    "dflash-qwen3-4b": "DFlash for Qwen3-4B",
+    "dspark-qwen3-4b": "DSpark for Qwen3-4B",
+    "dspark5-v4": "DSpark for DeepSeek-V4-Pro",
+    "eagle3-qwen3-4b": "Eagle3 for Qwen3-4B",
+    "mtp1": "MTP-1 of DeepSeek-V4-Pro",
+}
+"""Whose acceptance the shipped profiles are."""
 
 
 class AcceptanceProfile(Protocol):
@@ -39,6 +47,23 @@ class AcceptanceProfile(Protocol):
 def shipped_profiles() -> list[str]:
     """The names that ``load_acceptance`` knows without a path, sorted."""
     return sorted(path.stem for path in _PROFILES.glob("*.json"))
+
+
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped profile, for ``dspark list``: lengths count the target's own token."""
+    profiles = [read_fitted_profile(_PROFILES / f"{name}.json") for name in shipped_profiles()]
+    return [
+        {
+            "name": profile.name,
+            "gamma": profile.gamma,
+            "drafter": _DRAFTERS[profile.name],
+            "accepted_length": {
+                domain: round(figures["accepted_length"][0], 2)
+                for domain, figures in profile.achieved.items()
+            },
+        }
+        for profile in profiles
+    ]
 
 
 def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:

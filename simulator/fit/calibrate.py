@@ -206,18 +206,27 @@ def calibrate(
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m simulator.fit", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "step_log", nargs="+", help="folder that --speculative-dspark-step-log named"
+    parser = Parser(
+        description="Fit what replays a server to its step log: an acceptance profile for "
+        "--acceptance and a cost model for --cost-model.",
+        examples=["steps -o fit", "steps -o fit --requests recorded.jsonl --name mine"],
+        page="docs/calibrate.md",
     )
+    parser.add_argument(
+        "step_log", nargs="+", metavar="STEP_LOG",
+        help="folder that the server's --speculative-dspark-step-log named",
+    )  # fmt: skip
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the results")
-    parser.add_argument("--requests", metavar="TRACE", help="request log: groups rounds by domain")
+    parser.add_argument(
+        "--requests", metavar="TRACE",
+        help="trace of the same requests, name or file: groups rounds by domain",
+    )  # fmt: skip
     parser.add_argument("--name", default="measured", help="what results call the cost model")
     parser.add_argument("--hardware", default="unknown", help="written into the cost model")
     parser.add_argument("--model", default="unknown", help="written into the cost model")
     parser.add_argument("--dtype", default="unknown", help="written into the cost model")
     parser.add_argument("--tp", type=int, default=1, help="written into the cost model")
-    parser.add_argument("--seed", type=int, default=0, help="of resampling and of hidden tails")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     return parser
 
 

@@ -279,6 +279,20 @@ def shipped_cost_models() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped cost model, for ``dspark list``."""
+    models = [load_cost_model(name) for name in shipped_cost_models()]
+    return [
+        {
+            "name": model.name,
+            "origin": model.provenance.origin,
+            "model": model.provenance.model,
+            "hardware": model.provenance.hardware,
+        }
+        for model in models
+    ]
+
+
 def load_cost_model(name_or_path: str | Path) -> CostModel:
     """A shipped cost model by name, or any by its file's path.
 

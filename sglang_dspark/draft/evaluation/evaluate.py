@@ -201,11 +201,15 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m sglang_dspark.draft.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure a drafter on prompts: what is accepted, how true its confidences are, "
+        "and a log of rounds for draft calibrate and for --acceptance of run. Killed, the same "
+        "command goes on.",
+        examples=["prompts.jsonl --target TARGET --drafter run/step_1000 -o eval"],
+        page="docs/metrics.md",
     )
-    parser.add_argument("prompts", nargs="+", help="JSONL: turns (DeepSpec), text or tokens")
+    parser.add_argument(
+        "prompts", nargs="+", metavar="PROMPTS", help="JSONL: turns (DeepSpec), text or tokens"
+    )
     parser.add_argument("--target", required=True, help="folder of the target model")
     parser.add_argument("--drafter", required=True, help="checkpoint folder")
     parser.add_argument("-o", "--out", required=True, help="folder for the results")
@@ -213,12 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip", type=int, default=0, help="leave out so many of each file first")
     parser.add_argument("--new-tokens", type=int, default=128, help="per answer, at most")
     parser.add_argument("--batch", type=int, default=32, help="prompts decoded together")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0: greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of sampling; 1: off")
+    parser.add_argument("--top-k", type=int, default=0, help="of sampling; 0: off")
+    parser.add_argument("--min-p", type=float, default=0.0, help="of sampling; 0: off")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the files' own")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
     return parser
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.runtime.servers import dspark_arguments, launched
 from tests.runtime.serving_client import Job, serve, server_info
 from tests.runtime.serving_scenes import Greedy, Pair, greedy_sampling, write_costs
+from tests.waiting import HUNG_S
 
 
 @pytest.mark.example
