@@ -3,8 +3,11 @@
 In order of import; none knows what stands below it:
 
 - ``files``: reading and writing whole files, one sentence per failure
+- ``extras``: which package comes with which extra
+- ``own_names``: whether ``traces``, ``simulator`` and ``analysis`` are ours
 - ``cli``: how every command ends
 - ``commands``: every command once, by its words after ``dspark`` and its ``python -m`` path
+- ``listing``: the command ``dspark list``
 - ``core``: what the server and the simulator share, state in, plan out (numpy and numba only)
 - ``logs``: what a server was asked, decided and saw come of it (neither torch nor SGLang)
 - ``draft``: the drafter and its training (PyTorch)

@@ -6,6 +6,7 @@
 - ``drift``: how far confidences are from what is accepted
 - ``exporter``: metrics in prometheus_client
 - ``metrics``: sums over steps, for Prometheus and /server_info
+- ``observers``: who is told of every step
 - ``request_log``: what a server was asked, recorded
 - ``kernels``: head, lengths and rejection, in PyTorch and Triton
 - ``worker``: the lane on a release without a built-in DSPARK

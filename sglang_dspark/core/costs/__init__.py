@@ -4,6 +4,7 @@ In order of import:
 
 - ``schema``: the parts of a cost-model file and what is refused in them
 - ``roofline``: step times from a model's config and a GPU's data sheet
+- ``fit``: measured seconds to the parts of an additive model
 - ``curve``: seconds as a function of a size, from probes and a rule beyond them
 - ``tables``: dense arrays, and the compiled functions that price a step
 - ``model``: ``CostModel``, the file as a whole and the shipped ones by name
