@@ -36,12 +36,20 @@ _BUDGET = "Verification budget"
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m analysis.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("results", nargs="+", help="result folders of python -m simulator.run")
+    parser = Parser(
+        description="Draw one page that compares policies: latencies, throughput, verified tokens.",
+        examples=[
+            "results/mixed -o compare.png",
+            "results/dspark results/mtp1 -o compare.pdf --concurrency 64",
+        ],
+        page="docs/rollout.md; every figure: docs/metrics.md",
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="result folders of run")
     parser.add_argument("-o", "--out", required=True, metavar="FILE", help="a .png, .pdf or .svg")
     parser.add_argument(
-        "--policy", action="append", default=[], metavar="NAME", help="draw only these; repeat"
-    )
+        "--policy", action="append", default=[], metavar="NAME",
+        help="draw only this one; may be repeated (default: all there are)",
+    )  # fmt: skip
     parser.add_argument(
         "--concurrency",
         type=int,

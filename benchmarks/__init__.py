@@ -1,0 +1,22 @@
+"""The commands behind every number in ``docs/measured.md`` and ``docs/validation.md``.
+
+Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and hardware, are in
+``results/``.
+
+- ``provenance``: what every result says of its making
+- ``apart``: one measured case in a process of its own
+- ``servers``: SGLang servers on this machine, for benchmarks and tests
+- ``replay_speed``: requests per CPU-second
+- ``fleet_speed``: a fleet of 64 replicas
+- ``policy_speed``: how long a budget decision takes
+- ``step_log_cost``: what watching a step costs a server
+- ``recorder_cost``: what recording requests costs it
+- ``steer_overhead``: a steered decision beside SGLang's own
+- ``serving_soak``: long serving, impatience and nonsense included
+- ``goodput_regret``: what ``goodput`` wins and loses
+- ``readme_figure``: the README's figure
+- ``make_cost_models``: the shipped cost models
+- ``validation``: predictions beside published measurements, and their page
+- ``twin``: the simulator beside a real server
+- ``gpu``: what needs a GPU; ``gpu.sh`` runs it
+"""

@@ -19,11 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.apart import run_apart
-from benchmarks.provenance import provenance
+from benchmarks.apart import measure_cases
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.policy import parse_policy
-from sglang_dspark.files import make_folder, write_json
 from simulator.acceptance.load import load_acceptance
 from simulator.fleet.config import FleetConfig
 from simulator.fleet.fleet import simulate
@@ -93,21 +91,17 @@ def measure(router: str, requests: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run every router and print the table."""
-    run_apart(
-        "benchmarks.fleet_speed", "round-robin", 1000
-    )  # compiles, so that no measured process has to
-    rows = []
-    for router in ROUTERS:
-        rows.append(run_apart("benchmarks.fleet_speed", router, REQUESTS))
-        print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    result = provenance("python -m benchmarks.fleet_speed") | {
-        "cost_model": COST_MODEL,
-        "policy": "global",
-        "rate_per_replica_req_s": RATE_PER_REPLICA,
-        "cases": rows,
-    }
-    write_json(make_folder(ROOT / "benchmarks" / "results") / "fleet_speed.json", result)
+    """Every router."""
+    measure_cases(
+        "fleet_speed",
+        [(router, REQUESTS) for router in ROUTERS],
+        about={
+            "cost_model": COST_MODEL,
+            "policy": "global",
+            "rate_per_replica_req_s": RATE_PER_REPLICA,
+        },
+        warm_up=("round-robin", 1000),
+    )
 
 
 if __name__ == "__main__":

@@ -30,13 +30,14 @@ from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.costs.model import CostModel, decode_cost_model
 from sglang_dspark.core.costs.tables import CostTables
-from sglang_dspark.core.decide import PolicyTables, Workspace, best_budget, decide, make_workspace
+from sglang_dspark.core.decide import best_budget, decide
 from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.planner import Planner, compile_policy
 from sglang_dspark.core.policy import POLICIES, GlobalBudget
 from sglang_dspark.core.ranking import assign_slots, sort_candidates
 from sglang_dspark.core.state import BatchState, Floats
 from sglang_dspark.core.survival import fill_survival_rows
+from sglang_dspark.core.tables import PolicyTables, Workspace, make_workspace
 from sglang_dspark.files import make_folder, write_json
 
 GAMMA = 7

@@ -23,10 +23,8 @@ Writes ``benchmarks/results/recorder_cost.json``.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import os
 import pickle
-import platform
 import sys
 import tempfile
 import time
@@ -40,7 +38,7 @@ os.environ.update(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 import numpy as np
 
-from benchmarks.step_log_cost import cpu_name
+from benchmarks.provenance import provenance
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import make_folder, write_json
 from sglang_dspark.logs.request_parts import BLOCK_TOKENS, prefix_hashes
@@ -215,11 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['disk_bytes_per_request']:7d}"
         )
     make_folder(Path(options.out).parent)
-    result: dict[str, Any] = {
-        "command": "python -m benchmarks.recorder_cost",
-        "date": datetime.date.today().isoformat(),
-        "machine": cpu_name(),
-        "python": platform.python_version(),
+    result = provenance("python -m benchmarks.recorder_cost") | {
         "step_s": STEP_S,
         "tokens_a_request": TOKENS,
         "tokens_a_step": TOKENS_A_STEP,

@@ -20,11 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.apart import run_apart
-from benchmarks.provenance import provenance
+from benchmarks.apart import measure_cases
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.policy import parse_policy
-from sglang_dspark.files import make_folder, write_json
 from simulator.acceptance.load import load_acceptance
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
@@ -101,19 +99,13 @@ def measure(policy: str, requests: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run every case and print the table."""
-    rows = []
-    run_apart("benchmarks.replay_speed", "none", 10)  # compiles, so that no measured process has to
-    for policy, requests in CASES:
-        rows.append(run_apart("benchmarks.replay_speed", policy, requests))
-        print("  ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    result = provenance("python -m benchmarks.replay_speed") | {
-        "cost_model": COST_MODEL,
-        "lengths": lengths()[0],
-        "rate_req_s": RATE,
-        "cases": rows,
-    }
-    write_json(make_folder(ROOT / "benchmarks" / "results") / "replay_speed.json", result)
+    """Every case."""
+    measure_cases(
+        "replay_speed",
+        CASES,
+        about={"cost_model": COST_MODEL, "lengths": lengths()[0], "rate_req_s": RATE},
+        warm_up=("none", 10),
+    )
 
 
 if __name__ == "__main__":

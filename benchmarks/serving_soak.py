@@ -21,7 +21,6 @@ import math
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,8 @@ import aiohttp
 import numpy as np
 import psutil
 
+from benchmarks.provenance import provenance
+from benchmarks.servers import free_port, last_line, wait_healthy
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import write_json
 
@@ -278,33 +279,6 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def free_port() -> int:
-    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it, and
-    below those that the system gives to clients: one that waits for the server there may be given
-    the port itself, and then talks to itself."""
-    while True:
-        port = random.SystemRandom().randint(20_000, 30_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-
-
-async def wait_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the server answers /health."""
-    deadline = time.monotonic() + READY_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and server.poll() is None:
-            try:
-                async with session.get(f"{url}/health") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.5)
-    tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise ValueError(f"the server did not start: {' '.join(tail)}; its log is {log}")
-
-
 async def soak(
     url: str,
     server: subprocess.Popen[bytes],
@@ -430,7 +404,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        asyncio.run(wait_ready(url, server, log))
+        if not wait_healthy(url, lambda: server.poll() is None, timeout_s=READY_S):
+            raise ValueError(f"the server did not start: {last_line(log)}; its log is {log}")
         report = asyncio.run(
             soak(
                 url,
@@ -446,7 +421,12 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    report = {"server": given.server, "verdict": verdict(report), **report}
+    command_line = f"python -m benchmarks.serving_soak --minutes {given.minutes:g}"
+    report = provenance(command_line) | {
+        "server": given.server,
+        "verdict": verdict(report),
+        **report,
+    }
     write_json(given.out, report)
     summary = {key: value for key, value in report.items() if key not in ("memory_mib", "dspark")}
     print(json.dumps(summary, indent=1))

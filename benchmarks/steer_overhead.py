@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -25,9 +23,11 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
+from benchmarks.provenance import provenance
 from sglang_dspark.core import Planner, load_cost_model, parse_policy
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
+from sglang_dspark.files import write_json
 from sglang_dspark.runtime.metrics import WorkerMetrics
 
 GAMMA, ROUNDS, STATES = 7, 30, 20
@@ -174,7 +174,7 @@ def measure() -> dict[str, Any]:
         "gamma": GAMMA,
         "cost_model": COSTS,
         "versions": {name: importlib.metadata.version(name) for name in ("sglang", "torch")},
-        "machine": f"{platform.machine()}, one thread",
+        "threads": 1,
     }
 
 
@@ -192,7 +192,7 @@ def main() -> None:
     for requests, took in found["record_us"].items():
         print(f"recording a step         R={requests:<4} {took:7.1f} us")
     if write is not None:
-        write.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(write, provenance("python -m benchmarks.steer_overhead") | found)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,18 @@ Medians; compilation is not counted. Writes ``benchmarks/results/step_log_cost.j
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 os.environ.update(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 import numpy as np
 
+from benchmarks.provenance import provenance
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.planner import Planner
@@ -147,15 +144,6 @@ def measure(rows: int, folder: Path) -> dict[str, float]:
     }
 
 
-def cpu_name() -> str:
-    """The processor these numbers were measured on."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table and write the file."""
     parser = Parser(description="What the step log and the metrics cost a decode step.")
@@ -175,11 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['disk_bytes_per_step']:8d}"
         )
     make_folder(Path(options.out).parent)
-    result: dict[str, Any] = {
-        "command": "python -m benchmarks.step_log_cost",
-        "date": datetime.date.today().isoformat(),
-        "machine": cpu_name(),
-        "python": platform.python_version(),
+    result = provenance("python -m benchmarks.step_log_cost") | {
         "gamma": GAMMA,
         "step_s": STEP_S,
         "steps": rows,

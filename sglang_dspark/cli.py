@@ -1,6 +1,7 @@
 """How every command of this project ends: results on stdout, one line on stderr when it cannot.
 
-Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted. Knows no command.
+Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted; the look of every
+``--help``; and the name that a command goes by, which is how it was called. Knows no command.
 """
 
 from __future__ import annotations
@@ -9,13 +10,62 @@ import argparse
 import errno
 import os
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar, copy_context
+from typing import Any, NoReturn
+
+from sglang_dspark.extras import not_installed
+
+_called_as: ContextVar[str] = ContextVar("called_as", default="")
+
+
+def called_as(otherwise: str) -> str:
+    """What begins this command's lines on stderr: ``dspark run``, or ``simulator.run``.
+
+    The outermost ``run_command`` says it, so that one ``main`` serves both ways to call it.
+    """
+    return _called_as.get() or otherwise
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows every default that is one, and never breaks a name at its hyphens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        none = any(action.default is one for one in (None, False, argparse.SUPPRESS))
+        silent = none or action.default == [] or not action.option_strings or "default" in text
+        return text if silent else f"{text} (default: %(default)s)"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs are filled, blocks with indented lines are kept."""
+        blocks = text.strip().split("\n\n")
+        return "\n\n".join(
+            block if "\n  " in block else textwrap.fill(block, width, break_on_hyphens=False)
+            for block in blocks
+        )
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one sentence too; parse inside ``run_command``."""
+    """An argument parser whose complaints are one sentence too; make it inside ``run_command``.
+
+    ``examples`` are the words after the command's name, ``page`` is where to read on.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), page: str = "", **settings: Any) -> None:
+        name = called_as("")
+        if name:
+            settings["prog"] = name if name.startswith("dspark ") else f"python -m {name}"
+        super().__init__(**{"formatter_class": _HelpFormatter, **settings})
+        blocks = [f"to read on: {page}"] if page else []
+        if examples:
+            lines = (f"  {self.prog} {words}".rstrip() for words in examples)
+            blocks.insert(0, "\n".join(["examples:", *lines]))
+        self.epilog = self.epilog or "\n\n".join(blocks)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``ValueError`` instead of printing the whole usage."""
@@ -26,19 +76,29 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     """Run ``main`` and turn its failures into one line and an exit status.
 
     ``ValueError`` is wrong input: status 2. ``KeyboardInterrupt`` that ``main`` did not handle:
-    130. Anything else is a defect of this project and keeps its traceback.
+    130. A package of an extra that is not installed: status 2. Anything else is a defect of this
+    project and keeps its traceback.
     """
+    name = called_as(name)
+    context = copy_context()
+    context.run(_called_as.set, name)
 
     def one_line(message: Warning | str, *_: object, **__: object) -> None:
         print(f"{name}: warning: {message}", file=sys.stderr)
 
     warnings.showwarning = one_line
     try:
-        status = main() or 0
+        status = context.run(main) or 0
         sys.stdout.flush()
         return status
     except ValueError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        sentence = not_installed(error)
+        if not sentence:
+            raise
+        print(f"{name}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)

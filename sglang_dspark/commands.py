@@ -1,4 +1,7 @@
-"""Every command once: its words after ``dspark``, the module that owns it, its ``python -m`` path.
+"""The front door: every command once, by its words after ``dspark`` and its ``python -m`` path.
+
+    dspark                         what there is
+    dspark run chat                the same as python -m simulator.run chat
 
 A module that owns a command has ``main(argv)``, which returns its exit status or raises as
 ``sglang_dspark.cli.run_command`` expects, and is imported only when it is asked for.
@@ -7,6 +10,7 @@ Knows no command's flags.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -16,6 +20,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from sglang_dspark.cli import run_command
+from sglang_dspark.own_names import check_names, command_begun
+
+DOOR = "dspark"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +38,15 @@ class Command:
     about: str
     """One line for the list of commands."""
 
-    def main(self, argv: Sequence[str] | None = None) -> int:
-        """Import the module and run it; its exit status."""
-        return run_command(self.path, lambda: importlib.import_module(self.module).main(argv))
+    def main(self, argv: Sequence[str] | None = None, *, called_as: str = "") -> int:
+        """Import the module and run it, if our packages are where it looks; its exit status."""
+
+        def run() -> int:
+            check_names()
+            status: int = importlib.import_module(self.module).main(argv)
+            return status
+
+        return run_command(called_as or self.path, run)
 
 
 def _command(words: str, module: str, about: str, path: str = "") -> Command:
@@ -44,47 +57,66 @@ def _command(words: str, module: str, about: str, path: str = "") -> Command:
 
 _DRAFT = "sglang_dspark.draft"
 
-COMMANDS: tuple[Command, ...] = (
-    _command("run", "simulator.run", "replay a trace under competing budget policies"),
-    _command("tune", "simulator.tune.command", "find a policy file, and whether to roll it out"),
-    _command("capacity", "analysis.capacity.command", "report how many GPUs hold which traffic"),
-    _command("compare", "analysis.compare", "draw result folders of run"),
-    _command(
-        "calibrate", "simulator.fit.calibrate", "fit prices and acceptance to a server's log",
-        "simulator.calibrate",
+GROUPS: dict[str, tuple[Command, ...]] = {
+    "Simulate and plan": (
+        _command("run", "simulator.run", "replay a trace under competing policies"),
+        _command("tune", "simulator.tune.command", "find a policy, and whether to roll it out"),
+        _command("capacity", "analysis.capacity.command", "how many GPUs hold which traffic"),
+        _command("compare", "analysis.compare", "draw the results of run on one page"),
     ),
-    _command("profile", "sglang_dspark.runtime.profile.command", "measure a server's step costs"),
-    _command(
-        "step-log", "sglang_dspark.logs.step_log", "plan every logged step again",
-        "sglang_dspark.runtime.step_log",
-    ),
-    _command("traces convert", "traces.convert", "public traces and server logs into a trace"),
-    _command("traces synthesize", "traces.synthesize", "make a trace from a mixture"),
+    "Traces": (
+        _command("traces convert", "traces.convert", "make a trace of a public one or a log"),
+        _command("traces synthesize", "traces.synthesize", "make a trace from a mixture"),
+        _command("traces cut", "traces.cut", "take a part, merge traces, make one busier"),
     _command("traces describe", "traces.describe", "say and draw what a trace is like"),
-    _command("traces record", "traces.record", "record a running server"),
-    _command("draft demo", f"{_DRAFT}.demo.command", "all stages below on a tiny model"),
-    _command(
-        "draft pretrain", f"{_DRAFT}.training.pretrain", "make a small target",
-        f"{_DRAFT}.pretrain",
+        _command("traces record", "traces.record", "record a running server"),
     ),
-    _command(
-        "draft generate", f"{_DRAFT}.data.generate", "let the target answer prompts",
-        f"{_DRAFT}.generate",
+    "Learn from a server": (
+        _command(
+            "profile", "sglang_dspark.runtime.profile.command", "measure what its steps cost"
+        ),
+        _command(
+            "calibrate", "simulator.fit.calibrate", "fit costs and acceptance to its step log",
+            "simulator.calibrate",
+        ),
+        _command(
+            "step-log", "sglang_dspark.logs.step_log", "plan every logged step again",
+            "sglang_dspark.runtime.step_log",
+        ),
     ),
-    _command(
-        "draft cache", f"{_DRAFT}.data.cache", "keep the target's hidden states",
-        f"{_DRAFT}.cache",
+    "Drafters": (
+        _command("draft demo", f"{_DRAFT}.demo.command", "all of these on a tiny model"),
+        _command(
+            "draft pretrain", f"{_DRAFT}.training.pretrain", "make a small target",
+            f"{_DRAFT}.pretrain",
+        ),
+        _command(
+            "draft generate", f"{_DRAFT}.data.generate", "let the target answer prompts",
+            f"{_DRAFT}.generate",
+        ),
+        _command(
+            "draft cache", f"{_DRAFT}.data.cache", "keep the target's hidden states",
+            f"{_DRAFT}.cache",
+        ),
+        _command("draft train", f"{_DRAFT}.training.train", "train a drafter", f"{_DRAFT}.train"),
+        _command(
+            "draft evaluate", f"{_DRAFT}.evaluation.evaluate", "measure what is accepted",
+            f"{_DRAFT}.evaluate",
+        ),
+        _command(
+            "draft calibrate", f"{_DRAFT}.evaluation.calibrate",
+            "fit confidences to what was accepted", f"{_DRAFT}.calibrate",
+        ),
     ),
-    _command("draft train", f"{_DRAFT}.training.train", "train a drafter", f"{_DRAFT}.train"),
-    _command(
-        "draft evaluate", f"{_DRAFT}.evaluation.evaluate", "measure acceptance and confidences",
-        f"{_DRAFT}.evaluate",
+    "Names": (
+        _command(
+            "list", "sglang_dspark.listing", "cost models, policies, SLOs and whatever has a name",
+            "sglang_dspark.list",
+        ),
     ),
-    _command(
-        "draft calibrate", f"{_DRAFT}.evaluation.calibrate", "fit confidences to what was accepted",
-        f"{_DRAFT}.calibrate",
-    ),
-)  # fmt: skip
+}  # fmt: skip
+
+COMMANDS = tuple(command for group in GROUPS.values() for command in group)
 
 _WITHOUT_A_FILE = {
     command.path: command
@@ -96,6 +128,63 @@ _WITHOUT_A_FILE = {
 def run(words: str, argv: Sequence[str] | None = None) -> int:
     """Run the command called ``words``; its exit status."""
     return next(command for command in COMMANDS if command.words == words).main(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``dspark``: find the command and run it, or print which there are."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for command in COMMANDS:
+        own = command.words.split()
+        if words[: len(own)] == own:
+            return command.main(words[len(own) :], called_as=f"{DOOR} {command.words}")
+    return run_command(DOOR, lambda: _without_a_command(words))
+
+
+def _without_a_command(words: list[str]) -> None:
+    if words[:1] == ["--version"]:
+        print(f"{DOOR} {sys.modules['sglang_dspark'].__version__}")
+        return
+    group, rest = words[:1], words[1:]
+    if group and not any(command.words.startswith(f"{group[0]} ") for command in COMMANDS):
+        group, rest = [], words
+    within = [command for command in COMMANDS if command.words.split()[:-1] == group or not group]
+    if rest and rest[0] not in ("-h", "--help"):
+        known = {command.words for command in within}
+        known |= {words.split()[0] for words in known}
+        wanted = " ".join([*group, rest[0]])
+        near = difflib.get_close_matches(wanted, sorted(known), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"there is no command {wanted!r}; {hint}see {DOOR} --help")
+    print(_all_commands() if not group else _lines([(c.words, c) for c in within]))
+
+
+def _lines(shown: Sequence[tuple[str, Command]], width: int = 0) -> str:
+    width = width or max(len(name) for name, _ in shown)
+    return "\n".join(f"  {name:<{width}}  {command.about}" for name, command in shown)
+
+
+def _all_commands() -> str:
+    width = max(len(command.words) for command in COMMANDS)
+    groups = [
+        f"{title}:\n{_lines([(command.words, command) for command in group], width)}"
+        for title, group in GROUPS.items()
+    ]
+    usage = f"usage: {DOOR} COMMAND ...   ({DOOR} COMMAND --help says what it takes)"
+    return "\n\n".join([usage, *groups])
+
+
+def holds(package: str) -> int:
+    """``python -m traces`` and the like: print the commands in ``package``; the exit status."""
+
+    def main() -> None:
+        if sys.argv[1:] and sys.argv[1] not in ("-h", "--help"):
+            raise ValueError(
+                f"there is no command {sys.argv[1]!r} here; python -m {package} lists them"
+            )
+        within = [command for command in COMMANDS if command.path.startswith(f"{package}.")]
+        print(_lines([(f"python -m {command.path}", command) for command in within]))
+
+    return run_command(package, main)
 
 
 class ShortPaths(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -120,6 +209,11 @@ class ShortPaths(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 
 def install() -> None:
-    """Make the short names known, once."""
+    """Make the short names known, once; end a ``python -m`` that would run foreign packages."""
     if not any(isinstance(finder, ShortPaths) for finder in sys.meta_path):
         sys.meta_path.append(ShortPaths())
+    path = command_begun()
+    if path and path != "sglang_dspark":  # the front door checks what it is asked for
+        status = run_command(path, check_names)
+        if status:
+            raise SystemExit(status)

@@ -1,8 +1,9 @@
 """Whole-file reading and writing: one sentence per failure, nothing half-written.
 
-Owns strict decoding of JSON into frozen dataclasses and the write-then-rename rule. Knows nothing
-of what the files mean. Every failure is a ``ValueError`` whose text names the file, the value, the
-constraint and the remedy; ``sglang_dspark.cli`` turns it into one line and exit status 2.
+Owns strict decoding of JSON into frozen dataclasses, the write-then-rename rule and the hint that a
+misspelt name gets. Knows nothing of what the files mean. Every failure is a ``ValueError`` whose
+text names the file, the value, the constraint and the remedy; ``sglang_dspark.cli`` turns it into
+one line and exit status 2.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import types
 import typing
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -99,7 +100,7 @@ def _refuse_unknown_keys(value: Any, kind: Any, where: str) -> None:
     if not (dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         return
     hints = typing.get_type_hints(kind)
-    refuse_unknown(value, hints, where)
+    refuse_unknown(value, [field.name for field in dataclasses.fields(kind)], where)
     for key, inner in value.items():
         _refuse_unknown_keys(inner, hints[key], f"{where}: {key}")
 
@@ -109,9 +110,14 @@ def refuse_unknown(keys: Iterable[str], known: Iterable[str], where: str) -> Non
     known = list(known)
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+            hint = did_you_mean(key, known) or f"known keys: {', '.join(known)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint.rstrip()}")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, show: Callable[[str], str] = repr) -> str:
+    """``did you mean 'NAME'? `` for the nearest known name, ready for what follows; else empty."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {show(near[0])}? " if near else ""
 
 
 def refuse_onto_input(out: str | Path, *inputs: str | Path) -> None:

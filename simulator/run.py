@@ -1,7 +1,7 @@
 """Replay a request trace under competing verification budgets.
 
-    python -m simulator.run traces/chat.jsonl
-    python -m simulator.run traces/chat.jsonl --policy global --policy fixed:3 --concurrency 1,8,64
+    python -m simulator.run chat
+    python -m simulator.run chat --policy global --policy fixed:3 --concurrency 1,8,64
 
 Owns the command: flags, progress, printing and the result folder. Results go to stdout, everything
 else to stderr. The clock is ``simulator.fleet``, the numbers are ``study.metrics``.
@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
-from simulator.fleet.config import ROUTERS
+from simulator.fleet.config import ROUTERS, FleetConfig
 from simulator.study.config import (
     RunConfig,
     Study,
     common_flags,
     first_config,
+    flag_help,
     load_study,
     with_flags,
 )
@@ -38,34 +39,49 @@ from simulator.study.study import RunResult, perform
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m simulator.run", description=__doc__.split("\n")[0])
-    parser.add_argument("trace", nargs="?", help="request trace, NAME.jsonl")
+    parser = Parser(
+        description=__doc__.split("\n")[0],
+        examples=[
+            "chat",
+            "chat --policy global --policy fixed:3 --concurrency 1,8,64",
+            "mixed --slo interactive --rate 4 --replicas 8 --router least-loaded --out results/8",
+        ],
+        page="docs/rollout.md; every figure: docs/metrics.md; --config files: docs/fleet.md",
+    )
+    parser.add_argument("trace", nargs="?", metavar="TRACE", help=flag_help("trace"))
     parser.add_argument(
         "--policy",
         action="append",
         metavar="NAME[:PARAMETER]|FILE",
-        help="policy to replay; repeat to compare (default: all seven)",
+        help=f"{flag_help('policy')}; repeat to compare (default: one of each name)",
     )
-    parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
-    parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
-    parser.add_argument("--replicas", type=int, help="replicas behind one router")
-    parser.add_argument("--router", metavar="NAME", help=f"{', '.join(ROUTERS)}")
-    parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
+    parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
+    parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
+    parser.add_argument("--replicas", type=int, metavar="N", help=flag_help("replicas"))
+    parser.add_argument(
+        "--router", metavar="NAME",
+        help=f"{', '.join(ROUTERS)} (default: {FleetConfig.router})",
+    )  # fmt: skip
+    parser.add_argument("--rate", type=float, metavar="X", help=flag_help("rate"))
     parser.add_argument(
         "--concurrency",
         type=numbers,
         metavar="C[,C...]",
         help="closed loop with C clients instead of the trace's arrivals",
     )
-    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
-    parser.add_argument("--seed", type=int, help="of acceptance and confidences")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help=flag_help("slo"))
+    parser.add_argument("--seed", type=int, metavar="N", help=flag_help("seed"))
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
+        "--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help=flag_help("jobs")
     )
+    parser.add_argument("--ray", metavar="ADDRESS", help=flag_help("ray"))
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE)")
-    parser.add_argument("--config", metavar="FILE", help="JSON with these, 'engine', 'fleet'")
-    parser.add_argument("--check", action="store_true", help="verify conservation laws too")
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON with any of these and more; flags go over it"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check that nothing is lost or invented"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
     return parser
 

@@ -7,12 +7,13 @@ paper's minimum speeds; ``docs/metrics.md`` lists the sources.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sglang_dspark.files import did_you_mean
 from traces import Trace
 
 
@@ -44,6 +45,14 @@ PRESETS = {
 }
 
 
+def describe_presets() -> list[dict[str, Any]]:
+    """A row on each preset, for ``dspark list``."""
+    return [
+        {"name": slo.name, "ttft_ms": slo.ttft_ms, "tpot_ms": round(slo.tpot_ms, 1)}
+        for slo in PRESETS.values()
+    ]
+
+
 def parse_slo(text: str) -> Slo:
     """A preset's name, or ``TTFT_MS:TPOT_MS`` such as ``500:30``."""
     if text in PRESETS:
@@ -54,8 +63,7 @@ def parse_slo(text: str) -> Slo:
             return Slo(name=text, ttft_ms=float(ttft), tpot_ms=float(tpot))
         except ValueError as error:
             raise ValueError(f"--slo {text}: {error}; write TTFT_MS:TPOT_MS, like 500:30") from None
-    near = difflib.get_close_matches(text, PRESETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(text, PRESETS, show=str)
     raise ValueError(f"--slo {text}: {hint}presets: {', '.join(PRESETS)}; or TTFT_MS:TPOT_MS")
 
 

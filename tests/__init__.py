@@ -1,0 +1,1 @@
+"""Examples, laws and golden results, laid out like the sources; helpers beside whom they help."""

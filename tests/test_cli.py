@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.cli import Parser, called_as, run_command
+from tests.waiting import HUNG_S
 
 PLAIN = "import sys\nfrom sglang_dspark.cli import run_command\n"
 
@@ -27,7 +28,7 @@ def run_script(body: str, **options: object) -> subprocess.CompletedProcess[str]
     root = str(Path(__file__).parent.parent)
     return subprocess.run(  # type: ignore[call-overload]
         [sys.executable, "-c", PLAIN + body],
-        **{"text": True, "stderr": subprocess.PIPE, "timeout": 60, **options},
+        **{"text": True, "stderr": subprocess.PIPE, "timeout": HUNG_S, **options},
         env={**os.environ, "PYTHONPATH": root},
     )
 
@@ -63,7 +64,16 @@ def test_an_interrupt_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.example
-@pytest.mark.parametrize("defect", [KeyError("x"), PermissionError(13, "denied"), TypeError()])
+@pytest.mark.parametrize(
+    "defect",
+    [
+        KeyError("x"),
+        PermissionError(13, "denied"),
+        TypeError(),
+        ModuleNotFoundError("No module named 'sglang_dspark.gone'", name="sglang_dspark.gone"),
+        ModuleNotFoundError("No module named 'numpy.gone'", name="numpy.gone"),
+    ],
+)
 def test_a_defect_keeps_its_traceback(defect: Exception) -> None:
     def main() -> None:
         raise defect
@@ -94,6 +104,17 @@ def test_a_wrong_flag_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture
     assert run_command("replay", main) == 2
     said = "replay: argument --seed: invalid int value: 'x'; see --help\n"
     assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.example
+def test_the_outermost_name_is_what_a_command_goes_by(capsys: pytest.CaptureFixture[str]) -> None:
+    def inner() -> None:
+        assert Parser().prog == "dspark run"
+        raise ValueError(f"{called_as('simulator.run')} was asked")
+
+    assert run_command("dspark run", lambda: run_command("simulator.run", inner)) == 2
+    assert capsys.readouterr().err == "dspark run: dspark run was asked\n"
+    assert called_as("simulator.run") == "simulator.run"
 
 
 @pytest.mark.example

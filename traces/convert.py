@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.cli import Parser, called_as, run_command
 from sglang_dspark.files import read_text, refuse_onto_input
 from traces.columns import Trace
 from traces.importers.arrivals import with_arrivals, without_arrivals
@@ -123,10 +123,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m traces.convert", description=__doc__)
-    parser.add_argument("input", metavar="INPUT")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl")
-    parser.add_argument("--format", choices=("auto", *FORMATS), default="auto")
+    parser = Parser(
+        description="Make a trace of a public one (Mooncake, Azure, Vidur, ServeGen) or of a "
+        "server's log.",
+        examples=[
+            "conversation_trace.jsonl -o mooncake.jsonl",
+            "server.log -o mine.jsonl --domain chat",
+            "vidur.csv -o vidur.jsonl --rate 2",
+        ],
+        page="docs/rollout.md",
+    )
+    parser.add_argument("input", metavar="INPUT", help="file to read")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="trace to write")
+    parser.add_argument(
+        "--format", choices=("auto", *FORMATS), default="auto", help="what the input is"
+    )
     parser.add_argument(
         "--rate", type=float, metavar="REQ_S", help="Poisson arrivals, for a source without any"
     )
@@ -136,8 +147,11 @@ def _main(argv: Sequence[str] | None) -> int:
         metavar="S",
         help="seconds that arrivals were rounded to; 0 keeps them (default: detected)",
     )
-    parser.add_argument("--block-tokens", type=int, default=BLOCK_TOKENS, help="mooncake (512)")
-    parser.add_argument("--domain", help="domain of every request")
+    parser.add_argument(
+        "--block-tokens", type=int, default=BLOCK_TOKENS, metavar="N",
+        help="tokens that a hash of a mooncake trace stands for",
+    )  # fmt: skip
+    parser.add_argument("--domain", help="of every request, such as chat, code or math")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals that are drawn or spread")
     parser.add_argument("--force", action="store_true", help="replace an earlier, other trace")
     args = parser.parse_args(argv)
@@ -165,7 +179,7 @@ def _main(argv: Sequence[str] | None) -> int:
         force=args.force,
     )
     for reason, count in imported.notes.items():
-        print(f"traces.convert: {reason}: {count}", file=sys.stderr)
+        print(f"{called_as('traces.convert')}: {reason}: {count}", file=sys.stderr)
     print(f"{args.out}: {len(trace)} requests over {trace.arrival_s[-1] / 60:.1f} minutes ({kind})")
     return 0
 

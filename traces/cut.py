@@ -20,7 +20,7 @@ import msgspec
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.files import refuse_onto_input
 from traces.schema import Request, TraceMeta
-from traces.store import read_requests, write_trace
+from traces.store import find_trace, read_requests, shipped_traces, write_trace
 from traces.superpose import merge, superpose
 
 
@@ -30,12 +30,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(
-        prog="python -m traces.cut",
         description="Take a part of a trace, merge several, or make it busier. The result is a "
         "trace with a sidecar of its own.",
+        examples=[
+            "chat --first 200 -o short.jsonl",
+            "mine.jsonl --from 3600 --to 7200 --users 2 -o busy.jsonl",
+        ],
+        page="docs/rollout.md",
     )
-    parser.add_argument("trace", metavar="TRACE")
-    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl")
+    parser.add_argument(
+        "trace", metavar="TRACE", help=f"{', '.join(shipped_traces())}, or a .jsonl file"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="trace to write")
     parser.add_argument(
         "--merge",
         action="append",
@@ -49,7 +55,7 @@ def _main(argv: Sequence[str] | None) -> int:
         type=float,
         default=0.0,
         metavar="S",
-        help="leave out what arrives before (default: 0)",
+        help="leave out what arrives before",
     )
     parser.add_argument(
         "--to",
@@ -65,22 +71,23 @@ def _main(argv: Sequence[str] | None) -> int:
         type=float,
         default=1.0,
         metavar="X",
-        help="X times as many users: copies at other times (default: 1)",
+        help="X times as many users: copies at other times",
     )
     parser.add_argument(
         "--faster",
         type=float,
         default=1.0,
         metavar="X",
-        help="the same requests X times as fast: bursts too (default: 1)",
+        help="the same requests X times as fast: bursts too",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --users (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of --users")
     parser.add_argument("--force", action="store_true", help="replace an earlier, other OUT")
     args = parser.parse_args(argv)
     _check(args)
-    refuse_onto_input(args.out, args.trace, *args.merge)
-    read = [read_requests(path) for path in (args.trace, *args.merge)]
-    for path, (requests, _) in zip((args.trace, *args.merge), read, strict=True):
+    paths = [find_trace(name) for name in (args.trace, *args.merge)]
+    refuse_onto_input(args.out, *paths)
+    read = [read_requests(path) for path in paths]
+    for path, (requests, _) in zip(paths, read, strict=True):
         if not requests:
             raise ValueError(f"{path}: holds no request; a trace needs at least one line")
     requests = cut(read[0][0] if len(read) == 1 else merge(*(r for r, _ in read)), args)

@@ -17,7 +17,7 @@ from traces.columns import Trace
 from traces.picture import draw
 from traces.schema import TraceMeta, meta_path
 from traces.statistics import Lengths, Statistics, statistics
-from traces.store import load_trace
+from traces.store import find_trace, load_trace, shipped_traces
 
 
 def table(figures: Statistics, *, source: str) -> str:
@@ -88,13 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m traces.describe", description=__doc__)
-    parser.add_argument("trace", metavar="TRACE")
+    parser = Parser(
+        description="Say what a trace is like: rate, burstiness, lengths, domains, prefix reuse.",
+        examples=["chat", "mine.jsonl -o mine.png", "mixed --json"],
+        page="docs/rollout.md",
+    )
+    parser.add_argument(
+        "trace", metavar="TRACE", help=f"{', '.join(shipped_traces())}, or a .jsonl file"
+    )
     parser.add_argument("-o", "--out", metavar="PICTURE", help="a .png, .pdf or .svg to draw")
     parser.add_argument("--json", action="store_true", help="all figures as one JSON object")
     args = parser.parse_args(argv)
-    trace = load_trace(args.trace)
-    sidecar = meta_path(args.trace)
+    path = find_trace(args.trace)
+    trace = load_trace(path)
+    sidecar = meta_path(path)
     source = read_record(sidecar, TraceMeta).source if sidecar.exists() else "source not recorded"
     figures = statistics(trace)
     if args.out is not None:

@@ -1,7 +1,7 @@
 """The mixture file: what a synthetic trace is made of.
 
 Owns the file's fields and their limits. Knows nothing of how times, lengths and sessions are drawn
-(``traces.arrivals``, ``traces.lengths``, ``traces.sessions``). Unknown fields are errors.
+(``traces.draws``, ``traces.sessions``). Unknown fields are errors.
 """
 
 from __future__ import annotations
@@ -197,6 +197,21 @@ def shipped_mixtures() -> dict[str, Path]:
     """Name and file of the mixtures that come with this package."""
     folder = Path(__file__).parent / "mixtures"
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped mixture, for ``dspark list``."""
+    mixtures = {name: load_mixture(name)[0] for name in shipped_mixtures()}
+    return [
+        {
+            "name": name,
+            "requests_per_s": mixture.rate_req_s,
+            "minutes": mixture.minutes,
+            "shares": {domain.name: domain.share for domain in mixture.domains},
+            "arrivals": ", ".join(sorted({type(d.arrivals).__name__ for d in mixture.domains})),
+        }
+        for name, mixture in mixtures.items()
+    ]
 
 
 def load_mixture(name_or_path: str) -> tuple[Mixture, Path]:

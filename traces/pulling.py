@@ -226,6 +226,3 @@ def _header(dump: InfoDump, info: dict[str, Any]) -> PartHeader:
 def _chunks(items: Sequence[StepRecord], size: int) -> Iterator[Sequence[StepRecord]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-__all__ = ["Pull", "ServerClient", "Unreachable"]

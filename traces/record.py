@@ -14,7 +14,6 @@ Owns the loop, the progress line and the exit status: 0 done, 1 the server went 
 
 from __future__ import annotations
 
-import argparse
 import math
 import shlex
 import signal
@@ -25,8 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sglang_dspark.cli import Parser, run_command
-from traces.pulling import Pull, ServerClient, Unreachable
+from sglang_dspark.cli import Parser, called_as, run_command
+from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
+from traces.pulling import Pull
 from traces.recorded import measured_path, trace_of_log
 
 NAME = "traces.record"
@@ -39,21 +39,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(
-        prog="python -m traces.record",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Record a running server into a folder, until Ctrl-C or for some seconds; then "
+        "make a trace of such a folder, or of the one that a server writes itself.\n\n"
+        "Recorded are the logs of a server on this machine that runs this project's plugin, or "
+        "what SGLang 0.5.16 and later tell of their own DSPARK. Status 1: the server went away.",
+        examples=[
+            "--url http://127.0.0.1:30000 -o live",
+            "--url http://127.0.0.1:30000 --seconds 900 -o live",
+            "--from live -o live.jsonl",
+        ],
+        page="docs/rollout.md",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--url", help="server to record")
+    source.add_argument("--url", metavar="URL", help="server to record")
     source.add_argument(
         "--from", dest="log", metavar="DIR", help="request parts to make a trace of"
     )
-    parser.add_argument("-o", "--out", required=True, metavar="DIR|OUT.jsonl")
-    parser.add_argument("--seconds", type=float, help="how long to record (default: until Ctrl-C)")
-    parser.add_argument("--every", type=float, default=5.0, metavar="S", help="between looks (5)")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR|OUT.jsonl",
+                        help="folder to fill, or with --from the trace to write")  # fmt: skip
     parser.add_argument(
-        "--patience", type=float, default=60.0, metavar="S", help="without an answer (60)"
+        "--seconds", type=float, metavar="S", help="how long to record (default: until Ctrl-C)"
     )
+    parser.add_argument(
+        "--every", type=float, default=5.0, metavar="S", help="seconds between looks"
+    )
+    parser.add_argument(
+        "--patience", type=float, default=60.0, metavar="S",
+        help="seconds without an answer after which the server counts as gone",
+    )  # fmt: skip
     parser.add_argument(
         "--keep", action="store_true", help="leave SGLang's own records in the server"
     )
@@ -100,7 +113,7 @@ def record(
     line = _Line()
     pull.look()
     for hint in sorted(pull.hints):
-        print(f"{NAME}: {hint}", file=sys.stderr)
+        print(f"{called_as(NAME)}: {hint}", file=sys.stderr)
     problem, over = "", False
     with _interruptible() as told_to_stop:
         wait = wait or told_to_stop.wait
@@ -117,7 +130,7 @@ def record(
     line.end()
     print(_summary(pull))
     if problem:
-        print(f"{NAME}: {problem}; what was recorded until then stands", file=sys.stderr)
+        print(f"{called_as(NAME)}: {problem}; what was recorded until then stands", file=sys.stderr)
         return 1
     return 0
 

@@ -6,7 +6,6 @@ the laws between requests (``traces.columns``).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ import msgspec
 
 from sglang_dspark.files import (
     atomic_write,
+    did_you_mean,
     os_problem,
     read_record,
     refuse_replacing,
@@ -33,9 +33,57 @@ _FIELDS = Request.__struct_fields__
 _REQUIRED = ("request_id", "arrival_s", "prompt_tokens", "output_tokens")
 
 
-def load_trace(path: str | Path) -> Trace:
-    """The trace in a JSONL file. ``ValueError`` naming file, line, value and remedy otherwise."""
-    requests, lines, meta, sha256 = _read(Path(path))
+def shipped_traces() -> dict[str, Path]:
+    """Name and file of the traces that come with this package."""
+    folder = Path(__file__).parent
+    return {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+
+
+def find_trace(name_or_path: str | Path) -> Path:
+    """The file of a trace: what is at exactly this path, or else the shipped trace of this name.
+
+    ``chat`` is the shipped one, unless the current directory holds a file called just ``chat``;
+    a ``chat.jsonl`` or a folder ``chat`` there is another thing. ``ValueError`` that lists the
+    shipped ones when it is neither.
+    """
+    path, shipped = Path(name_or_path), shipped_traces()
+    if path.exists() and not (path.is_dir() and str(path) in shipped):
+        return path
+    if str(path) in shipped:
+        return shipped[str(path)]
+    names = ", ".join(shipped)
+    if path.suffix or len(path.parts) != 1:
+        raise ValueError(
+            f"{path}: cannot read: No such file or directory; check the path, or name a shipped "
+            f"trace: {names}"
+        )
+    hint = did_you_mean(str(path), shipped)
+    raise ValueError(f"no trace {str(path)!r}; {hint}shipped: {names}; or give a .jsonl file")
+
+
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped trace, for ``dspark list``."""
+    traces = {name: load_trace(name) for name in shipped_traces()}
+    return [
+        {
+            "name": name,
+            "requests": len(trace),
+            "minutes": round(float(trace.arrival_s[-1]) / 60, 1),
+            "mean_prompt_tokens": round(float(trace.prompt_tokens.mean())),
+            "mean_output_tokens": round(float(trace.output_tokens.mean())),
+            "domains": list(trace.domain_names),
+        }
+        for name, trace in traces.items()
+    ]
+
+
+def load_trace(name_or_path: str | Path) -> Trace:
+    """The trace in a JSONL file, or a shipped one by its name.
+
+    ``ValueError`` naming file, line, value and remedy otherwise.
+    """
+    path = find_trace(name_or_path)
+    requests, lines, meta, sha256 = _read(path)
     return build_trace(
         requests,
         name=trace_name(path),
@@ -46,9 +94,9 @@ def load_trace(path: str | Path) -> Trace:
     )
 
 
-def read_requests(path: str | Path) -> tuple[list[Request], TraceMeta | None]:
+def read_requests(name_or_path: str | Path) -> tuple[list[Request], TraceMeta | None]:
     """The lines of a trace as records, with its sidecar; the laws between them go unchecked."""
-    requests, _, meta, _ = _read(Path(path))
+    requests, _, meta, _ = _read(find_trace(name_or_path))
     return requests, meta
 
 
@@ -182,5 +230,4 @@ def shown(value: Any) -> str:
 def hint(name: str, known: Iterable[str]) -> str:
     """The near miss of a name, or all names there are."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return did_you_mean(name, known).rstrip() or f"known: {', '.join(known)}"

@@ -112,25 +112,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = Parser(prog="python -m traces.synthesize", description=__doc__)
-    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl")
+    parser = Parser(
+        description="Make a trace from a mixture; the same mixture, options and seed make the same "
+        "bytes.",
+        examples=[
+            "-o mine.jsonl",
+            "-o busy.jsonl --mixture mixed --rate 10 --minutes 60 --seed 1",
+            "-o bursts.jsonl --mixture chat --arrivals bursty --cv 2",
+        ],
+        page="docs/rollout.md",
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="trace to write")
     parser.add_argument(
         "--mixture",
         default="chat",
         metavar="NAME|FILE",
         help=f"{', '.join(shipped_mixtures())}, or a file of that kind (default: chat)",
     )
-    parser.add_argument("--rate", type=float, metavar="REQ_S", help="default: the mixture's")
-    parser.add_argument("--minutes", type=float, help="default: the mixture's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--rate", type=float, metavar="REQ_S", help="requests per second (default: the mixture's)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="length (default: the mixture's)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every draw")
     parser.add_argument(
         "--arrivals",
         choices=("poisson", "gamma", "diurnal", "bursty"),
-        help="replace the arrival process of every domain by a plain one",
+        help="replace the arrivals of every domain by plain ones (default: the mixture's)",
     )
     parser.add_argument(
-        "--cv", type=float, help="with --arrivals: variation of the gaps (gamma needs it)"
-    )
+        "--cv", type=float, metavar="X",
+        help="with --arrivals: variation of the gaps, 1 as Poisson's; gamma needs it (default: 1)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace an earlier, other trace")
     args = parser.parse_args(argv)
     if args.seed < 0:

@@ -1,11 +1,11 @@
 """How many GPUs hold which traffic under an SLO, and which policy to deploy: the report.
 
-    python -m analysis.capacity traces/chat.jsonl --slo interactive -o report
+    python -m analysis.capacity chat --slo interactive -o report
     python -m analysis.capacity results/chat --policy-file policy.json --cost-per-gpu-hour 3.5 -o r
 
 Owns the command: what it takes from flags or from a result folder, progress, and the three files
 ``report.html``, ``report.pdf`` and ``report.json``, written together when all is done. The
-simulations are ``simulator.capacity.study``, the record ``capacity_report``.
+simulations are ``simulator.capacity.study``, the record is ``report``.
 """
 
 from __future__ import annotations
@@ -28,12 +28,20 @@ from analysis.capacity.figures import draw_all
 from analysis.capacity.html_file import html_report
 from analysis.capacity.pdf_file import pdf_report
 from analysis.capacity.report import build_report, finite
-from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.cli import Parser, called_as, run_command
+from sglang_dspark.core.policy import policy_forms
 from sglang_dspark.files import atomic_write, make_folder
 from simulator.capacity.search import Goal
 from simulator.capacity.study import Findings, Inquiry, ask
 from simulator.slo import parse_slo
-from simulator.study.config import RunConfig, Study, load_run_config, load_study, with_flags
+from simulator.study.config import (
+    RunConfig,
+    Study,
+    flag_help,
+    load_run_config,
+    load_study,
+    with_flags,
+)
 from simulator.study.results import read_results
 from simulator.sweep.ray_pool import connected
 
@@ -41,19 +49,29 @@ RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m analysis.capacity", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "source", metavar="TRACE|RESULTS", help="a trace, or a result folder to take settings from"
+    parser = Parser(
+        description="Say how many GPUs hold which traffic under an SLO, and which policy is best.",
+        examples=[
+            "chat --slo interactive -o report",
+            "results/chat --policy-file policy.json --cost-per-gpu-hour 3.5 -o report",
+        ],
+        page="docs/rollout.md; every figure: docs/metrics.md",
     )
-    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
     parser.add_argument(
-        "--policy", action="append", metavar="NAME[:PARAMETER]", help="compare these; repeat"
-    )
+        "source", metavar="TRACE|RESULTS",
+        help=f"{flag_help('trace')}; or a result folder of run, to take its settings",
+    )  # fmt: skip
+    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help=flag_help("slo"))
     parser.add_argument(
-        "--policy-file", action="append", default=[], metavar="FILE", help="and a tuned policy"
-    )
-    parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
-    parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
+        "--policy", action="append", metavar="NAME[:PARAMETER]",
+        help=f"{policy_forms()}; repeat to compare (default: one of each name)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--policy-file", action="append", default=[], metavar="FILE",
+        help="a tuned policy beside them; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
+    parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
     parser.add_argument(
         "--rate", type=float, nargs="+", default=RATES, metavar="X",
         help="factors on the trace's rate that fleets are sized for (default: 1 2 4 8 16 32)",
@@ -62,12 +80,14 @@ def _parser() -> Parser:
         "--attainment", type=float, default=0.9, metavar="SHARE",
         help="of the requests that must meet the SLO (default: 0.9)",
     )  # fmt: skip
-    parser.add_argument("--cost-per-gpu-hour", type=float, metavar="X", help="in any currency")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
+        "--cost-per-gpu-hour", type=float, metavar="X", help="price, in any currency"
     )
-    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="of the report")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help=flag_help("jobs")
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help=flag_help("ray"))
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="folder of the report")
     return parser
 
 
@@ -174,7 +194,7 @@ def _reported(
         findings = _asked(inquiry, arguments.jobs, arguments.ray, journal)
     except KeyboardInterrupt:
         if journal.exists():
-            print(f"analysis.capacity: what is done is in {journal}; "
+            print(f"{called_as('analysis.capacity')}: what is done is in {journal}; "
                   "the same command goes on", file=sys.stderr)  # fmt: skip
         raise
     with warnings.catch_warnings(record=True) as caught:

@@ -1,6 +1,6 @@
 """The figures of the capacity report: which panels stand together, what each is called and says.
 
-Owns headings, captions and alternative texts. Draws from the record of ``capacity_report`` alone;
+Owns headings, captions and alternative texts. Draws from the record of ``report`` alone;
 the trace's own picture is ``traces.picture``.
 """
 

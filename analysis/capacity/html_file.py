@@ -1,7 +1,7 @@
 """``report.html``: one file without external resources, readable on a phone and on paper.
 
-Owns markup and style sheet. What is said comes from ``capacity_report`` and ``capacity_tables``,
-the pictures from ``capacity_figures``; every text is escaped here.
+Owns markup and style sheet. What is said comes from ``report`` and ``tables``, the pictures
+from ``figures``; every text is escaped here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``report.pdf``: the first page in print, then every figure, then the limits.
 
-Owns how text pages are set. What is said comes from ``capacity_report`` and ``capacity_tables``,
-the pictures from ``capacity_figures``.
+Owns how text pages are set. What is said comes from ``report`` and ``tables``, the pictures
+from ``figures``.
 """
 
 from __future__ import annotations

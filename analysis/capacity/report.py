@@ -2,7 +2,7 @@
 
 Owns the arithmetic between what was simulated and what is shown: money, energy, crossovers,
 regret, and which policy to deploy. Pages are drawn from this record alone. Knows no page; the
-sentences are ``capacity_words``.
+sentences are in ``words``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What the capacity report's figures have in common: words around them, heading, provenance.
 
-Owns the form of a figure, not its content (``capacity_figures``). Reads the record of
-``capacity_report`` alone.
+Owns the form of a figure, not its content (``figures``). Reads the record of ``report`` alone.
 """
 
 from __future__ import annotations

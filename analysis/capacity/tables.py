@@ -1,7 +1,7 @@
 """The tables of the capacity report as text cells, for HTML and PDF alike.
 
 Owns which columns a table has and how its numbers are rounded. Reads the record of
-``capacity_report`` alone; knows no markup.
+``report`` alone; knows no markup.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sentences of the capacity report: the answer, how sure it is, what the model does not know.
 
-Owns wording and rounding. Reads the record of ``capacity_report`` and nothing else, so that a
-sentence cannot say what the record does not hold.
+Owns wording and rounding. Reads the record of ``report`` and nothing else, so that a sentence
+cannot say what the record does not hold.
 """
 
 from __future__ import annotations

@@ -8,14 +8,10 @@ Knows nothing of what is measured.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
-import pkgutil
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +21,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from benchmarks.servers import free_port, unneeded_models, wait_healthy
 from sglang_dspark.draft.model import recipes
 from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.files import make_folder, write_json
@@ -171,14 +168,6 @@ def write_shim(folder: Path) -> Path:
     return folder
 
 
-def unneeded_models() -> str:
-    """For SGLANG_DISABLED_MODEL_ARCHS: all but a few."""
-    spec = importlib.util.find_spec("sglang")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    found = pkgutil.iter_modules([f"{place}/srt/models" for place in places])
-    return ",".join(name for _, name, _ in found if name not in MODEL_FILES)
-
-
 def common_arguments(*, on_cpu: bool, max_requests: int, pool_tokens: int) -> list[str]:
     """What every server here is started with."""
     device = (
@@ -195,15 +184,6 @@ def common_arguments(*, on_cpu: bool, max_requests: int, pool_tokens: int) -> li
         *("--schedule-conservativeness", "0.1"),
         *("--random-seed", "1", "--log-level", "info", "--log-level-http", "warning"),
     ]
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on; drawn, since a server behind its gate does not listen yet."""
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise ServerFailed("100 ports between 20000 and 30000 are taken")
 
 
 class ServerFailed(RuntimeError):
@@ -238,7 +218,7 @@ class Server:
                 start_new_session=True,
                 env={
                     **os.environ,
-                    "SGLANG_DISABLED_MODEL_ARCHS": unneeded_models(),
+                    "SGLANG_DISABLED_MODEL_ARCHS": unneeded_models(MODEL_FILES),
                     "HF_HUB_OFFLINE": "1",
                     "TOKENIZERS_PARALLELISM": "false",
                     GATE: str(self.gate),
@@ -251,12 +231,11 @@ class Server:
         """Let it take the GPU and wait until it serves; seconds that took. ``ServerFailed``."""
         self.opened_s = time.monotonic()
         self.gate.touch()
-        while time.monotonic() < self.opened_s + timeout_s:
-            if self.process.poll() is not None:
-                raise ServerFailed(f"ended with {self.process.returncode}: {self.complaint()}")
-            if self.client.healthy():
-                return time.monotonic() - self.opened_s
-            time.sleep(0.25)
+        running = self.process
+        if wait_healthy(self.client.url, lambda: running.poll() is None, timeout_s=timeout_s):
+            return time.monotonic() - self.opened_s
+        if running.poll() is not None:
+            raise ServerFailed(f"ended with {running.returncode}: {self.complaint()}")
         raise ServerFailed(f"not healthy after {timeout_s:.0f} s: {self.complaint()}")
 
     def complaint(self) -> str:

@@ -3,7 +3,7 @@
 SGLANG_SIMULATE_ACC_LEN accepts the same number in every step and is refused where steps are
 trimmed, since it may exceed what was verified. Here each position survives with probability c as
 long as those before it did, and no more is accepted than was verified. Loaded as a plugin of the
-servers that ``gpu_steer.py`` starts; SGLANG_SIMULATE_ACC_LEN=1 beside it keeps SGLang from
+servers that ``steer`` starts; SGLANG_SIMULATE_ACC_LEN=1 beside it keeps SGLang from
 accepting inside the CUDA graph. Does nothing unless asked by environment variable.
 """
 

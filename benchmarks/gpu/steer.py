@@ -6,7 +6,7 @@ Needs SGLang 0.5.17 (or another release with a DSPARK of its own) and FA3, which
 graphs need. For each model, in this order: the steered server is profiled into a cost model and an
 SPS table (``sglang_dspark.runtime.profile --quick``) and times verify-all; then no speculation, the
 built-in without a table, ours (policy ``global``) with the cost model, the built-in with the table.
-Weights are random, so acceptance follows a law (``simulated_acceptance.py``): each position
+Weights are random, so acceptance follows a law (``simulated_acceptance``): each position
 survives with probability --survival, and a drafter with exactly that confidence is written, so that
 every policy sees the truth. Beside each throughput stands what the core predicts from the cost
 model. About 6 minutes a model: give one model a call. ``--tiny-on-cpu`` tries the path.

@@ -30,6 +30,7 @@ from benchmarks.twin.traffic import (
 )
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.schema import Provenance
+from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.logs.step_log import read
 from simulator.engine.config import EngineConfig
 from simulator.fit.cost import fit_cost
@@ -38,7 +39,7 @@ from simulator.twin.replay import Segment
 
 POLICIES = ("fixed", "sglang", "global") if is_built_in() else ("none", "fixed", "global")
 """The built-in DSPARK drafts for every request, so that its ``none`` would save nothing."""
-PRICED = ("sglang", "global")
+PRICED = tuple(name for name in POLICIES if parse_policy(name).policy.needs_prices)
 """Served once costs are profiled."""
 SPREADS = "threshold:0.5"
 """Served only while costs are profiled: its verified tokens do not grow in step with requests."""

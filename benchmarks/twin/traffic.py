@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import importlib.util
 import json
 import os
-import pkgutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +24,14 @@ import aiohttp
 import numpy as np
 from packaging.version import Version
 
+from benchmarks.servers import (
+    CPU_ARGUMENTS,
+    CPU_ENVIRONMENT,
+    free_port,
+    last_line,
+    unneeded_models,
+    wait_healthy,
+)
 from simulator.twin.replay import Seen
 
 _READY_S = 600.0
@@ -38,24 +43,7 @@ _STAND_IN = Path(__file__).parents[2] / "tests" / "runtime" / "steer" / "stand_i
 _TURNS_BEFORE = (0, 0, 0, 1, 2)
 """Answered turns in front of a question; one is picked for each request."""
 
-CPU_ENVIRONMENT = {
-    "SGLANG_USE_CPU_ENGINE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "PYTHONWARNINGS": "ignore",
-}
-
-CPU_ARGUMENTS = (
-    *("--device", "cpu", "--dtype", "float32", "--mem-fraction-static", "0.5"),
-    *("--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--grammar-backend", "none", "--disable-cuda-graph", "--random-seed", "1"),
-    *("--log-level", "info", "--log-level-http", "warning"),
-    "--sleep-on-idle",  # an idle server would take the core of the one that is measured
-    "--skip-server-warmup",
-)
+_SERVER = (*CPU_ARGUMENTS, "--skip-server-warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,17 +93,6 @@ def bursty_s(*, rate: float, seconds: float, burstiness: float, rng: np.random.G
     return times[times < seconds]
 
 
-def free_port() -> int:
-    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it, and
-    below those that the system gives to clients: one that waits for the server there may be given
-    the port itself, and then talks to itself."""
-    for port in np.random.default_rng().integers(20_000, 30_000, 100).tolist():
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return int(port)
-    raise RuntimeError("100 ports between 20000 and 30000 are taken; end what listens there")
-
-
 @dataclass(kw_only=True)
 class Server:
     """A running server of one policy, with a step log."""
@@ -158,14 +135,10 @@ def start_server(
     policy: str, arguments: Sequence[str], *, folder: Path, cost_model: Path | None
 ) -> Server:
     """``python -m sglang.launch_server`` with DSPARK; returns at once, see ``wait_ready``."""
-    package = importlib.util.find_spec("sglang")
-    assert package is not None
-    models = Path(next(iter(package.submodule_search_locations or []))) / "srt" / "models"
-    disabled = [name for _, name, _ in pkgutil.iter_modules([str(models)]) if name not in _MODELS]
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [
-        *(sys.executable, "-m", "sglang.launch_server", *arguments, *CPU_ARGUMENTS),
+        *(sys.executable, "-m", "sglang.launch_server", *arguments, *_SERVER),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--speculative-dspark-policy", policy),
         *("--speculative-dspark-step-log", str(folder / "steps")),
@@ -178,29 +151,17 @@ def start_server(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**_environment(), "SGLANG_DISABLED_MODEL_ARCHS": ",".join(disabled)},
+            env={**_environment(), "SGLANG_DISABLED_MODEL_ARCHS": unneeded_models(_MODELS)},
         )
     return Server(policy=policy, url=f"http://127.0.0.1:{port}", folder=folder, process=process)
 
 
-async def _ready(server: Server) -> None:
-    deadline = time.monotonic() + _READY_S
-    async with aiohttp.ClientSession() as session:
-        while time.monotonic() < deadline and server.process.poll() is None:
-            try:
-                async with session.get(f"{server.url}/health") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.5)
-    tail = (server.folder / "server.log").read_text(errors="replace").strip().splitlines()[-1:]
-    raise ValueError(f"the server of {server.policy} did not start: {' '.join(tail)}")
-
-
 def wait_ready(server: Server) -> None:
     """Until it answers /health; ``ValueError`` with its last line when it ends instead."""
-    asyncio.run(_ready(server))
+    running = server.process
+    if not wait_healthy(server.url, lambda: running.poll() is None, timeout_s=_READY_S):
+        why = last_line(server.folder / "server.log")
+        raise ValueError(f"the server of {server.policy} did not start: {why}")
 
 
 async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) -> Seen:

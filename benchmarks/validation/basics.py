@@ -1,6 +1,6 @@
 """Studies 3 to 5: queueing theory, the digital twin's rows, acceptance profiles in replay.
 
-Owns the scenarios. The twin was measured by ``digital_twin.py``; here it is only read.
+Owns the scenarios. The twin was measured by ``benchmarks.twin``; here it is only read.
 """
 
 from __future__ import annotations

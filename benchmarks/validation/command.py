@@ -4,7 +4,7 @@
 
 Five studies: vLLM's frontier on 8 B300, the paper's Figures 7 and 8, queueing theory, the digital
 twin (read from ``results/digital_twin.json``) and the acceptance profiles. The published numbers
-are in ``published_serving.json`` beside this file. No study is calibrated on more than two of the
+are in ``benchmarks/published_serving.json``. No study is calibrated on more than two of the
 points it predicts; the result names them. About a minute on one core. Draw it with
 
     python -m benchmarks.validation.page benchmarks/results/validation.json \

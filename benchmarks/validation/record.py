@@ -1,4 +1,4 @@
-"""What ``benchmarks/validation/command.py`` measured, as a page reads it.
+"""What ``python -m benchmarks.validation`` measured, as a page reads it.
 
 Owns the format of ``benchmarks/results/validation.json`` and the errors that follow from it. Knows
 no simulation and no axes.

@@ -1,4 +1,4 @@
-"""The small scenarios that ``validation.py`` replays: traces, cost models, steady states.
+"""The small scenarios that the studies replay: traces, cost models, steady states.
 
 Knows no published figure.
 """

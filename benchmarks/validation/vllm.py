@@ -1,8 +1,8 @@
 """Study 1: vLLM's frontier of none, fixed 1-7 and adaptive verification on 8 B300.
 
 Predicts 42 published points from two of them (no speculation at concurrency 1 and 256) and facts
-published elsewhere. Owns the workload and what is counted; ``validation_transfer`` owns step costs
-and acceptance. Draws nothing.
+published elsewhere. Owns the workload and what is counted; ``transfer`` owns step costs and
+acceptance. Draws nothing.
 """
 
 from __future__ import annotations

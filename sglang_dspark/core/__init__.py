@@ -4,14 +4,17 @@ In order of import:
 
 - ``state``: ``BatchState``, ``VerifyPlan``
 - ``compiled``: numba with a cache that notices changes in called functions
-- ``survival``, ``calibration``: from confidence logits to prefix survival
+- ``survival``: from confidence logits to prefix survival
+- ``calibration``: what a logit is worth, and the files that say so
 - ``ranking``: order tokens by survival, hand slots to the best
-- ``cost_tables``, ``cost_schema``, ``cost_curve``, ``roofline``, ``cost``: what a step costs
-- ``sglang_tables``: SGLang's own cost-table files
+- ``costs``: what a step costs
 - ``correction``: bounded changes of prices and confidences, learned from completed steps
-- ``goodput``: prices and choices of the policy of that name
-- ``memory``: what an engine remembers for its policy
-- ``decide``, ``policy``: what each budget policy decides, and the file it travels in
+- ``tables``: a policy as compiled code reads it, and the codes of the decisions
+- ``goodput``: the policy of that name, whole
+- ``history``: what an engine remembers for its policy
+- ``decide``: what each budget policy decides
+- ``axis``: what a tuner may vary of a policy
+- ``policy``: what each budget policy is, and the file it travels in
 - ``planner``: policy, cost model and calibration bound together
 - ``corrected_planner``: the same, corrected online
 """

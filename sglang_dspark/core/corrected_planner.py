@@ -24,7 +24,7 @@ from sglang_dspark.core.correction import (
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.tables import decode_step_seconds
 from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import NoSpeculation, Policy, SGLangPlanner
+from sglang_dspark.core.policy import Policy
 from sglang_dspark.core.state import BatchState, Floats, VerifyPlan
 
 
@@ -41,10 +41,10 @@ class CorrectedPlanner(Planner):
         correction: Correction,
         calibration: Calibration | None = None,
     ) -> None:
-        if isinstance(policy, SGLangPlanner) and correction.on:
+        if policy.as_sglang and correction.on:
             raise ValueError(
-                "policy sglang decides as SGLang does, which corrects nothing; choose another "
-                "policy or leave the correction out"
+                f"policy {policy.name} decides as SGLang does, which corrects nothing; choose "
+                "another policy or leave the correction out"
             )
         super().__init__(
             policy=policy,
@@ -88,7 +88,7 @@ class CorrectedPlanner(Planner):
         )
 
     def adopt(self, evidence: Evidence) -> None:
-        """Plan by this evidence from now on, say by rank 0's."""
+        """Plan by this evidence from now on."""
         self.evidence = evidence
         self.bias = self._file_bias + evidence.bias
         if self.correction.cost:
@@ -109,7 +109,7 @@ class CorrectedPlanner(Planner):
         plan = super().plan(state)
         self.steps_planned += 1
         row = explored_row(self.correction, self.steps_planned, state.requests)
-        if row < 0 or isinstance(self.policy, NoSpeculation) or state.logits[row, 0] == -np.inf:
+        if row < 0 or not self.policy.drafts or state.logits[row, 0] == -np.inf:
             return plan
         rows = state.requests
         if rows * (self.gamma + 1) > state.kv_room_tokens:

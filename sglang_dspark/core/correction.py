@@ -28,7 +28,7 @@ correction that has seen the outcome of the step it is used in: ``learn`` belong
 and which of the latest steps it has seen yet may depend on their timing, never on undecided tokens.
 
 Ranks. Measured seconds differ from rank to rank, and so do corrections. Ranks must not act on their
-own: rank 0's plan is carried out on all of them, or rank 0's ``to_vector`` is sent to them.
+own: rank 0's plan is carried out on all of them.
 
 Symbols: R requests in the step, K draft positions.
 """
@@ -136,19 +136,6 @@ def nothing_learned(gamma: int) -> Evidence:
         weight=zeros(3),
         bias=zeros(gamma),
         information=zeros(gamma),
-    )
-
-
-def predicted_seconds(costs: CostTables, outcome: Outcome) -> Floats:
-    """[3] the prices of the step's parts as it was run, its true context included."""
-    rows = outcome.lengths.size
-    drafted = int(np.count_nonzero(outcome.logits[:, 0] != -np.inf))
-    return np.array(
-        [
-            draft_seconds(costs, drafted),
-            verify_seconds(costs, outcome.computed_tokens, rows, float(outcome.context_tokens)),
-            costs.host_s,
-        ]
     )
 
 
@@ -297,24 +284,3 @@ def explored_row(correction: Correction, step: int, requests: int) -> int:
     if every == 0 or requests == 0 or step % every:
         return -1
     return (step // every) % requests
-
-
-def to_vector(evidence: Evidence) -> Floats:
-    """[7 + 2 K] float64, to send from rank 0 to the others."""
-    arrays = (evidence.log_ratio, evidence.weight, evidence.bias, evidence.information)
-    return np.concatenate([[float(evidence.steps)], *arrays])
-
-
-def from_vector(vector: Floats) -> Evidence:
-    """What ``to_vector`` was given. ``ValueError`` for another length."""
-    gamma, odd = divmod(vector.size - 7, 2)
-    if gamma < 1 or odd:
-        raise ValueError(f"{vector.size} numbers are no evidence; it has 7 and 2 per position")
-    log_ratio, weight, rest = vector[1:4].copy(), vector[4:7].copy(), vector[7:].copy()
-    return Evidence(
-        steps=int(vector[0]),
-        log_ratio=log_ratio,
-        weight=weight,
-        bias=rest[:gamma],
-        information=rest[gamma:],
-    )

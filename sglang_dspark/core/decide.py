@@ -12,83 +12,35 @@ Symbols: R requests, K draft positions, B extra tokens beyond one per request, M
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
-from sglang_dspark.core.goodput import (
-    Circumstances,
-    choose_drafts,
-    cycle_seconds,
-    fill_candidates,
-    priced_budget,
-    step_seconds,
-    token_price,
+from sglang_dspark.core.goodput import Circumstances, goodput_budget, plan_goodput, step_seconds
+from sglang_dspark.core.ranking import assign_slots, sort_candidates
+from sglang_dspark.core.state import (
+    AS_FIXED,
+    BELOW_THRESHOLD,
+    EXHAUSTED,
+    KV_ROOM,
+    NO_DRAFT,
+    NO_GAIN,
+    Floats,
+    Ints,
 )
-from sglang_dspark.core.ranking import MOST_BINS, assign_slots, sort_candidates
-from sglang_dspark.core.state import Bools, Floats, Ints
-
-NO_DRAFT, FIXED, THRESHOLD, NO_GAIN, EXHAUSTED, KV_ROOM = range(6)
-"""Indices into ``sglang_dspark.core.state.STOP_REASONS``."""
-
-TABLE_FLAT, TABLE_SPS, TABLE_ADDITIVE = range(3)
-
-SGLANG = 5
-"""``code`` of the ``sglang`` policy, whose survivals are in SGLang's arithmetic."""
-GOODPUT = 6
-"""``code`` of the ``goodput`` policy, which decides whom to draft for."""
-
-
-class PolicyTables(NamedTuple):
-    """A policy's parameters as compiled code reads them."""
-
-    code: int
-    length: int
-    threshold: float
-    table: int
-    """One of the ``TABLE_`` constants; only the ``sglang`` policy looks."""
-    steps_per_s: Floats
-    """[M+1] SGLang's steps-per-second table, floor lookup applied."""
-    alpha_s: Floats
-    """[R+1] bias and request part of SGLang's additive table."""
-    theta_s: Floats
-    """[M+1] token part of SGLang's additive table."""
-    min_gain: float = 0.0
-    """Least predicted gain for verifying or drafting less; this and the next: ``goodput`` only."""
-    probe_rounds: int = 1
-    """Steps after which a request that is not drafted for is drafted for again."""
-    ttft_s: float = np.inf
-    tpot_s: float = np.inf
-    slack_weight: float = 0.0
-    priority_weight: float = 0.0
-
-
-class Workspace(NamedTuple):
-    """Arrays the decision writes into, so that a step allocates nothing."""
-
-    values: Floats
-    counts: Ints
-    lengths: Ints
-    draft_next: Bools
-    notes: Floats
-    weighted: Floats
-    """[R * K] survivals times weights."""
-    prior: Floats
-
-
-def make_workspace(max_requests: int, gamma: int) -> Workspace:
-    """A workspace for up to ``max_requests`` requests of ``gamma`` draft tokens."""
-    return Workspace(
-        values=np.empty(max(max_requests * gamma, 1)),
-        counts=np.empty(MOST_BINS + 1, dtype=np.int64),
-        lengths=np.zeros(max(max_requests, 1), dtype=np.int64),
-        draft_next=np.zeros(max(max_requests, 1), dtype=np.bool_),
-        notes=np.full(max(max_requests, 1), np.nan),
-        weighted=np.empty(max(max_requests * gamma, 1)),
-        prior=np.empty(gamma),
-    )
+from sglang_dspark.core.tables import (
+    EARLY_STOP,
+    FIXED,
+    GLOBAL,
+    GOODPUT,
+    NONE,
+    TABLE_ADDITIVE,
+    TABLE_FLAT,
+    TABLE_SPS,
+    THRESHOLD,
+    PolicyTables,
+    Workspace,
+)
 
 
 @compiled
@@ -200,12 +152,35 @@ def stale_budget(
     rows = stale_survival.shape[0]
     total = sort_candidates(stale_survival, work.values, work.counts)
     step_s = np.nan
-    if policy.code == 4:
+    if policy.code == GLOBAL:
         budget = best_budget(costs, work.values, total, rows, room)
     else:
         budget, step_s = sglang_budget(policy, work.values, total, rows)
         budget = min(budget, room)
     return budget, step_s, total
+
+
+def early_budget(
+    policy: PolicyTables,
+    costs: CostTables,
+    stale_survival: Floats,
+    around: Circumstances,
+    work: Workspace,
+) -> tuple[int, float]:
+    """(budget, predicted step seconds or NaN) before the draft, everyone drafted for, room for all.
+
+    Of policies that decide by old survivals: ``GLOBAL``, ``SGLANG`` and ``GOODPUT``.
+    """
+    room = 2**62
+    if policy.code == GOODPUT:
+        rows = stale_survival.shape[0]
+        everyone = np.ones(stale_survival.shape)
+        budget, _, _, _ = goodput_budget(
+            policy, costs, everyone, stale_survival, around, room, work
+        )
+        return budget, step_seconds(costs, rows + budget, rows, rows, around)
+    budget, step_s, _ = stale_budget(policy, costs, stale_survival, room, work)
+    return budget, step_s
 
 
 @compiled
@@ -228,62 +203,6 @@ def _cut_to_room(lengths: Ints, rows: int, columns: int, room: int) -> bool:
                 else:
                     lengths[r] = k
     return True
-
-
-@compiled
-def goodput_budget(
-    policy: PolicyTables,
-    costs: CostTables,
-    survival: Floats,
-    stale_survival: Floats,
-    around: Circumstances,
-    room: int,
-    work: Workspace,
-) -> tuple[int, float, int, int]:
-    """(budget, expected worth, candidates, requests drafted for) of the ``goodput`` policy.
-
-    Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
-    ``work.values``.
-    """
-    rows, columns = survival.shape
-    ranked = work.weighted[: rows * columns].reshape(rows, columns)
-    drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
-    total = sort_candidates(ranked, work.values, work.counts)
-    budget, expected = priced_budget(
-        costs, work.values, total, rows, drafted, room, policy.min_gain, around
-    )
-    return budget, expected, total, drafted
-
-
-@compiled
-def _plan_goodput(
-    policy: PolicyTables,
-    costs: CostTables,
-    survival: Floats,
-    stale_survival: Floats,
-    around: Circumstances,
-    room: int,
-    work: Workspace,
-) -> int:
-    """Write lengths, notes and whom to draft for; return the stop reason."""
-    rows, columns = survival.shape
-    budget, expected, total, drafted = goodput_budget(
-        policy, costs, survival, stale_survival, around, room, work
-    )
-    rate = expected / cycle_seconds(costs, rows + budget, rows, drafted, around)
-    price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
-    choose_drafts(
-        costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
-        work.notes, work.values, work.draft_next,
-    )  # fmt: skip
-    ranked = work.weighted[: rows * columns].reshape(rows, columns)
-    for r in range(rows):
-        for k in range(columns):
-            ranked[r, k] = around.weight[r] * survival[r, k]
-    assign_slots(ranked, budget, work.lengths, work.values, work.counts)
-    if budget < total:
-        return KV_ROOM if budget == room else NO_GAIN
-    return EXHAUSTED if drafted > 0 else NO_DRAFT
 
 
 @inlined
@@ -311,31 +230,31 @@ def decide(
     room = max(kv_room_tokens - rows, 0)
     reason = EXHAUSTED
     step_s = np.nan
-    if policy.code == 0:
+    if policy.code == NONE:
         reason = NO_DRAFT
-    elif policy.code == 1 or policy.code == 2:
-        reason = FIXED if policy.code == 1 else THRESHOLD
-        limit = min(policy.length, columns) if policy.code == 1 else columns
+    elif policy.code == FIXED or policy.code == THRESHOLD:
+        reason = AS_FIXED if policy.code == FIXED else BELOW_THRESHOLD
+        limit = min(policy.length, columns) if policy.code == FIXED else columns
         for r in range(rows):
             if survival[r, 0] == 0.0:
                 continue  # nothing was drafted
             before = 1.0
             for k in range(limit):
-                if policy.code == 2 and survival[r, k] < policy.threshold * before:
+                if policy.code == THRESHOLD and survival[r, k] < policy.threshold * before:
                     break
                 before = survival[r, k]
                 lengths[r] += 1
         if _cut_to_room(lengths, rows, columns, room):
             reason = KV_ROOM
-    elif policy.code == 3:
+    elif policy.code == EARLY_STOP:
         total = sort_candidates(survival, work.values, work.counts)
         budget = early_stop_budget(costs, work.values, total, rows, room)
         if budget < total:
             reason = KV_ROOM if budget == room else NO_GAIN
         assign_slots(survival, budget, lengths, work.values, work.counts)
-    elif policy.code == GOODPUT and rows > 0:
-        reason = _plan_goodput(policy, costs, survival, stale_survival, around, room, work)
-    elif policy.code != GOODPUT:
+    elif policy.code == GOODPUT:
+        reason = plan_goodput(policy, costs, survival, stale_survival, around, room, work)
+    else:
         budget, step_s, total = stale_budget(policy, costs, stale_survival, room, work)
         if budget < total:
             reason = KV_ROOM if budget == room else NO_GAIN
@@ -350,7 +269,7 @@ def decide(
             expected += survival[r, k]
     if policy.code == GOODPUT:
         step_s = step_seconds(costs, tokens, rows, drafted, around)
-    elif step_s != step_s and policy.code == 0:
+    elif step_s != step_s and policy.code == NONE:
         context = rows * costs.context_reference_tokens
         step_s = decode_step_seconds(costs, tokens, rows, 0, context)
     elif step_s != step_s:

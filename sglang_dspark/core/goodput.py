@@ -1,4 +1,4 @@
-"""The ``goodput`` policy: what the others leave out of a step's price, and for whom to draft.
+"""The ``goodput`` policy, whole: its prices, its choice of whom to draft for, and its plan.
 
 Compiled functions over arrays, called by ``sglang_dspark.core.decide``. Knows no clock, no file and
 no random numbers; what it may see beside survivals comes in ``Circumstances``.
@@ -33,7 +33,9 @@ from sglang_dspark.core.costs.tables import (
     draft_seconds,
     prefill_seconds,
 )
-from sglang_dspark.core.state import Bools, Floats, Ints
+from sglang_dspark.core.ranking import assign_slots, sort_candidates
+from sglang_dspark.core.state import EXHAUSTED, KV_ROOM, NO_DRAFT, NO_GAIN, Bools, Floats, Ints
+from sglang_dspark.core.tables import PolicyTables, Workspace
 
 LEAST_WEIGHT = 0.25
 """What tokens are worth to every request that is far from its pace: all such are equal, so that
@@ -312,3 +314,61 @@ def choose_drafts(
             out[r] |= gains[r] > worst
         elif not out[r]:
             out[r] = around.stale_age[r] >= probe_rounds * min(-gains[r] / each, 1.0)
+
+
+@compiled
+def goodput_budget(
+    policy: PolicyTables,
+    costs: CostTables,
+    survival: Floats,
+    stale_survival: Floats,
+    around: Circumstances,
+    room: int,
+    work: Workspace,
+) -> tuple[int, float, int, int]:
+    """(budget, expected worth, candidates, requests drafted for) of the ``goodput`` policy.
+
+    Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
+    ``work.values``.
+    """
+    rows, columns = survival.shape
+    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
+    total = sort_candidates(ranked, work.values, work.counts)
+    budget, expected = priced_budget(
+        costs, work.values, total, rows, drafted, room, policy.min_gain, around
+    )
+    return budget, expected, total, drafted
+
+
+@compiled
+def plan_goodput(
+    policy: PolicyTables,
+    costs: CostTables,
+    survival: Floats,
+    stale_survival: Floats,
+    around: Circumstances,
+    room: int,
+    work: Workspace,
+) -> int:
+    """Write lengths, notes and whom to draft for; return the stop reason."""
+    rows, columns = survival.shape
+    if rows == 0:
+        return EXHAUSTED
+    budget, expected, total, drafted = goodput_budget(
+        policy, costs, survival, stale_survival, around, room, work
+    )
+    rate = expected / cycle_seconds(costs, rows + budget, rows, drafted, around)
+    price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
+    choose_drafts(
+        costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
+        work.notes, work.values, work.draft_next,
+    )  # fmt: skip
+    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    for r in range(rows):
+        for k in range(columns):
+            ranked[r, k] = around.weight[r] * survival[r, k]
+    assign_slots(ranked, budget, work.lengths, work.values, work.counts)
+    if budget < total:
+        return KV_ROOM if budget == room else NO_GAIN
+    return EXHAUSTED if drafted > 0 else NO_DRAFT

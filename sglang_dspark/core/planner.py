@@ -7,73 +7,41 @@ same tables (``policy_tables``, ``costs``, ``inverse_temperature``, ``bias``). K
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.costs import sglang_tables
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.decide import (
-    TABLE_ADDITIVE,
-    TABLE_FLAT,
-    TABLE_SPS,
-    PolicyTables,
-    decide,
-    goodput_budget,
-    make_workspace,
-    stale_budget,
-)
-from sglang_dspark.core.goodput import Circumstances, fill_weights, step_seconds
-from sglang_dspark.core.policy import (
-    ConfidenceThreshold,
-    FixedLength,
-    GlobalBudget,
-    Goodput,
-    NoSpeculation,
-    Policy,
-    SGLangPlanner,
-)
+from sglang_dspark.core.decide import decide, early_budget
+from sglang_dspark.core.goodput import Circumstances, fill_weights
+from sglang_dspark.core.policy import Policy
 from sglang_dspark.core.ranking import assign_slots
 from sglang_dspark.core.state import STOP_REASONS, BatchState, Floats, Ints, VerifyPlan
 from sglang_dspark.core.survival import fill_survival_rows, fill_survival_rows_float32
+from sglang_dspark.core.tables import TABLE_FLAT, PolicyTables, make_workspace
 
 
 def compile_policy(
     policy: Policy, cost_model: CostModel, gamma: int, max_requests: int
 ) -> PolicyTables:
     """The policy's parameters as arrays. ``ValueError`` when they do not fit the draft length."""
-    length, threshold, table = gamma, 0.0, TABLE_FLAT
-    steps_per_s = alpha_s = theta_s = np.zeros(1)
-    max_tokens = max_requests * (gamma + 1)
-    if isinstance(policy, FixedLength) and policy.length is not None:
-        length = policy.length
-        if length > gamma:
-            raise ValueError(f"policy fixed:{length} exceeds the draft length {gamma}; lower it")
-    if isinstance(policy, ConfidenceThreshold):
-        threshold = policy.threshold
-    if isinstance(policy, SGLangPlanner) and policy.table == "sps":
-        table = TABLE_SPS
-        steps_per_s = sglang_tables.to_sps(cost_model, gamma).dense(max_tokens)
-    if isinstance(policy, SGLangPlanner) and policy.table == "additive":
-        table = TABLE_ADDITIVE
-        additive = sglang_tables.to_additive(cost_model)
-        alpha_s = additive.bias_seconds + additive.dense_alpha(max_requests)
-        theta_s = additive.dense_theta(max_tokens)
-    priced = policy if isinstance(policy, Goodput) else Goodput()
+    nothing = np.zeros(1)
+    fields: dict[str, Any] = {
+        "length": gamma,
+        "threshold": 0.0,
+        "table": TABLE_FLAT,
+        "steps_per_s": nothing,
+        "alpha_s": nothing,
+        "theta_s": nothing,
+        **policy.table_fields(cost_model, gamma, max_requests),
+    }
     return PolicyTables(
         code=policy.code,
-        length=length,
-        threshold=threshold,
-        table=table,
-        steps_per_s=steps_per_s,
-        alpha_s=alpha_s,
-        theta_s=theta_s,
-        min_gain=priced.min_gain,
-        probe_rounds=priced.probe_rounds,
-        ttft_s=np.inf if priced.ttft_ms is None else priced.ttft_ms / 1e3,
-        tpot_s=np.inf if priced.tpot_ms is None else priced.tpot_ms / 1e3,
-        slack_weight=priced.slack_weight,
-        priority_weight=priced.priority_weight,
+        drafts=policy.drafts,
+        chooses_drafts=policy.chooses_drafts,
+        as_sglang=policy.as_sglang,
+        **fields,
     )
 
 
@@ -98,8 +66,7 @@ class Planner:
         self.policy_tables = compile_policy(policy, cost_model, gamma, max_requests)
         self.inverse_temperature, self.bias = (calibration or Calibration()).arrays(gamma)
         self._work = make_workspace(max_requests, gamma)
-        as_sglang = isinstance(policy, SGLangPlanner)
-        self._fill = fill_survival_rows_float32 if as_sglang else fill_survival_rows
+        self._fill = fill_survival_rows_float32 if policy.as_sglang else fill_survival_rows
 
     def survival(self, logits: Floats) -> Floats:
         """[R, K] the survivals that ``plan`` ranks by; for ``sglang`` in SGLang's arithmetic."""
@@ -110,8 +77,7 @@ class Planner:
     @property
     def decides_early(self) -> bool:
         """Whether the number of tokens is known before they are drafted: see ``budget``."""
-        early = (NoSpeculation, FixedLength, GlobalBudget, SGLangPlanner, Goodput)
-        return isinstance(self.policy, early)
+        return self.policy.decides_early
 
     def budget(
         self,
@@ -130,28 +96,19 @@ class Planner:
         """
         rows = stale_logits.shape[0]
         self._check_fits(rows, stale_logits.shape[1])
-        if isinstance(self.policy, NoSpeculation):
-            return 0, np.nan
-        if isinstance(self.policy, FixedLength):
-            return rows * self.policy_tables.length, np.nan
         if not self.decides_early:
             raise ValueError(f"policy {self.policy.name} has no budget before the draft; call plan")
+        if not self.policy.reads_confidences:
+            return rows * self.policy_tables.length, np.nan
+        around = Circumstances(
+            stale_age=np.where(np.isnan(stale_logits[:, 0]), 0, 1),
+            note=np.empty(0),
+            weight=np.ones(rows),
+            context_tokens=context_tokens,
+            prefills_per_step=prefills_per_step,
+        )
         stale = self.survival(stale_logits)
-        if isinstance(self.policy, Goodput):
-            around = Circumstances(
-                stale_age=np.where(np.isnan(stale_logits[:, 0]), 0, 1),
-                note=np.empty(0),
-                weight=np.ones(rows),
-                context_tokens=context_tokens,
-                prefills_per_step=prefills_per_step,
-            )
-            budget, _, _, _ = goodput_budget(
-                self.policy_tables, self.costs, np.ones(stale.shape), stale, around, 2**62,
-                self._work,
-            )  # fmt: skip
-            return budget, step_seconds(self.costs, rows + budget, rows, rows, around)
-        budget, step_s, _ = stale_budget(self.policy_tables, self.costs, stale, 2**62, self._work)
-        return budget, step_s
+        return early_budget(self.policy_tables, self.costs, stale, around, self._work)
 
     def assign(self, logits: Floats, budget: int) -> Ints:
         """[R] lengths: ``budget`` tokens to the best current survivals, as in ``plan``."""
@@ -182,9 +139,9 @@ class Planner:
             state.kv_room_tokens,
             self._work,
         )
-        draft_next = np.full(rows, not isinstance(self.policy, NoSpeculation))
+        draft_next = np.full(rows, self.policy.drafts)
         note = np.full(rows, np.nan)
-        if isinstance(self.policy, Goodput):
+        if self.policy.chooses_drafts:
             draft_next[:], note[:] = self._work.draft_next[:rows], self._work.notes[:rows]
         return VerifyPlan(
             lengths=self._work.lengths[:rows].copy(),

@@ -1,37 +1,125 @@
-"""The budget policies as data: small frozen parameter sets, and the file they travel in.
+"""The budget policies as data: what each is, its parameters, and the file they travel in.
 
-What each decides is ``sglang_dspark.core.decide``; this module only names, checks, reads and
-writes. A policy file loads unchanged in the server's plugin and in the simulator.
+A policy is one place: its dataclass here. Its fields are its parameters, its class variables the
+facts about it, and whatever else lists policies asks them for these facts: the server's settings,
+the simulator, the tuner, the help. One that decides as another does is a dataclass with that one's
+``code``; a new decision is a branch of ``sglang_dspark.core.decide`` besides. A policy file loads
+unchanged in the server's plugin and in the simulator.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from sglang_dspark.core import tables
+from sglang_dspark.core.axis import TEMPERATURE, Axis
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.correction import Correction
-from sglang_dspark.files import decode_record, read_json, refuse_unknown, write_json
+from sglang_dspark.core.costs import sglang_tables
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.files import decode_record, did_you_mean, read_json, refuse_unknown, write_json
+
+
+class Main(NamedTuple):
+    """The parameter that ``--policy NAME:VALUE`` sets."""
+
+    name: str
+    read: Callable[[str], Any]
+    """From VALUE; ``ValueError`` where it makes no sense."""
+    unsaid: Any = None
+    """Its value under NAME alone, where a label may leave it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoSpeculation:
+class Policy:
+    """What every policy says of itself. Facts have the values that promise least."""
+
+    name: ClassVar[str]
+    """As ``--policy`` and policy files call it."""
+    summary: ClassVar[str]
+    """What it verifies, in a line of help."""
+    code: ClassVar[int]
+    """Its branch in ``decide``: one of the names in ``sglang_dspark.core.tables``."""
+    main: ClassVar[Main | None] = None
+    drafts: ClassVar[bool] = True
+    """Whether anything is ever drafted."""
+    reads_confidences: ClassVar[bool] = True
+    """Whether the drafter needs a confidence head; if not, everyone has the same length."""
+    needs_prices: ClassVar[bool] = True
+    """Whether it compares step times: a server needs a cost model."""
+    decides_early: ClassVar[bool] = False
+    """Whether the number of tokens is known before they are drafted, from old confidences."""
+    chooses_drafts: ClassVar[bool] = False
+    """Whether it looks around itself (``Circumstances``), weighs requests, chooses for whom the
+    next step drafts, and takes notes."""
+    as_sglang: ClassVar[bool] = False
+    """Whether it decides as SGLang's planner does: survivals in its float32 arithmetic, nothing
+    calibrated or corrected, lengths by its own operator."""
+    axes: ClassVar[tuple[Axis, ...]] = ()
+    """What the tuner varies: parameters, and ``TEMPERATURE``."""
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+    """Parameters that the tuner holds, a search for each."""
+    from_slo: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the tuner takes from the SLO's bounds of the same name."""
+
+    def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
+        """Its parameters as fields of ``PolicyTables``; those left out are neutral.
+
+        ``ValueError`` for what does not fit the draft length.
+        """
+        return {}
+
+
+P = TypeVar("P", bound=Policy)
+POLICIES: dict[str, type[Policy]] = {}
+"""By name, in the order in which they are shown."""
+
+
+def register(kind: type[P]) -> type[P]:
+    """Decorator: adds a policy to ``POLICIES``."""
+    if kind.name in POLICIES:
+        raise ValueError(f"there is a policy {kind.name!r} already; give this one another name")
+    POLICIES[kind.name] = kind
+    return kind
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class NoSpeculation(Policy):
     """Plain decoding: one token per request and step, no drafter."""
 
-    name: ClassVar[str] = "none"
-    code: ClassVar[int] = 0
+    name = "none"
+    summary = "plain decoding, no draft"
+    code = tables.NONE
+    drafts = False
+    reads_confidences = False
+    needs_prices = False
+    decides_early = True
+
+    def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
+        """No draft tokens."""
+        return {"length": 0}
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class FixedLength:
+class FixedLength(Policy):
     """Verify the first ``length`` draft tokens of every request, at every load."""
 
-    name: ClassVar[str] = "fixed"
-    code: ClassVar[int] = 1
+    name = "fixed"
+    summary = "the first LENGTH draft tokens of every request; all of them without it"
+    code = tables.FIXED
+    main = Main("length", int)
+    reads_confidences = False
+    needs_prices = False
+    decides_early = True
+    axes = (Axis(name="length", low=1, high=64, whole=True, drafts=True),)
+
     length: int | None = None
     """Draft tokens to verify; None verifies all gamma of them."""
 
@@ -39,13 +127,30 @@ class FixedLength:
         if self.length is not None and not 0 <= self.length <= 64:
             raise ValueError(f"length {self.length} must be 0 to 64; leave it out to verify all")
 
+    def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
+        """The length, if the drafter makes so many tokens."""
+        if self.length is None:
+            return {}
+        if self.length > gamma:
+            raise ValueError(
+                f"policy {self.name}:{self.length} exceeds the draft length {gamma}; lower it"
+            )
+        return {"length": self.length}
 
+
+@register
 @dataclass(frozen=True, kw_only=True)
-class ConfidenceThreshold:
+class ConfidenceThreshold(Policy):
     """Verify up to the first confidence below ``threshold`` (paper 4.3.3)."""
 
-    name: ClassVar[str] = "threshold"
-    code: ClassVar[int] = 2
+    name = "threshold"
+    summary = "every request up to its first confidence below THRESHOLD"
+    code = tables.THRESHOLD
+    main = Main("threshold", float)
+    needs_prices = False
+    # A temperature would only move the threshold.
+    axes = (Axis(name="threshold", low=0.02, high=0.98),)
+
     threshold: float = 0.6
     """In 0..1: 0 verifies everything, 1 next to nothing."""
 
@@ -53,29 +158,48 @@ class ConfidenceThreshold:
         if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
             raise ValueError(f"threshold {self.threshold} must be between 0 and 1")
 
+    def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
+        """The threshold."""
+        return {"threshold": self.threshold}
 
+
+@register
 @dataclass(frozen=True, kw_only=True)
-class EarlyStop:
+class EarlyStop(Policy):
     """Algorithm 1: admit by descending current survival, stop at the first token without gain."""
 
-    name: ClassVar[str] = "early_stop"
-    code: ClassVar[int] = 3
+    name = "early_stop"
+    summary = "the surest tokens, up to the first that gains nothing (DSpark's Algorithm 1)"
+    code = tables.EARLY_STOP
+    axes = (TEMPERATURE,)
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class GlobalBudget:
+class GlobalBudget(Policy):
     """Section 5.2: the budget from stale survival by global argmax, spent by current survival."""
 
-    name: ClassVar[str] = "global"
-    code: ClassVar[int] = 4
+    name = "global"
+    summary = "the surest tokens, as many as make the most tokens per second"
+    code = tables.GLOBAL
+    decides_early = True
+    axes = (TEMPERATURE,)
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
-class SGLangPlanner:
+class SGLangPlanner(Policy):
     """What SGLang's built-in planner decides from the table a profiler would give it."""
 
-    name: ClassVar[str] = "sglang"
-    code: ClassVar[int] = 5
+    name = "sglang"
+    summary = "what SGLang's own planner decides with an sps, additive or flat TABLE"
+    code = tables.SGLANG
+    main = Main("table", str, unsaid="sps")
+    decides_early = True
+    as_sglang = True
+    axes = (TEMPERATURE,)
+    variants = ({"table": "sps"}, {"table": "additive"})
+
     table: str = "sps"
     """``sps`` (floor lookup), ``additive`` (linear, clamped), or ``flat`` (none: verify all)."""
 
@@ -83,13 +207,40 @@ class SGLangPlanner:
         if self.table not in ("sps", "additive", "flat"):
             raise ValueError(f"table {self.table!r} must be sps, additive or flat")
 
+    def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
+        """The table, dense."""
+        max_tokens = max_requests * (gamma + 1)
+        if self.table == "sps":
+            steps_per_s = sglang_tables.to_sps(cost_model, gamma).dense(max_tokens)
+            return {"table": tables.TABLE_SPS, "steps_per_s": steps_per_s}
+        if self.table == "additive":
+            additive = sglang_tables.to_additive(cost_model)
+            return {
+                "table": tables.TABLE_ADDITIVE,
+                "alpha_s": additive.bias_seconds + additive.dense_alpha(max_requests),
+                "theta_s": additive.dense_theta(max_tokens),
+            }
+        return {"table": tables.TABLE_FLAT}
 
+
+@register
 @dataclass(frozen=True, kw_only=True)
-class Goodput:
+class Goodput(Policy):
     """``global`` with the prices it leaves out, and drafting only for those who pay for it."""
 
-    name: ClassVar[str] = "goodput"
-    code: ClassVar[int] = 6
+    name = "goodput"
+    summary = "as global, at the prices it leaves out, drafting for those who pay for it"
+    code = tables.GOODPUT
+    decides_early = True
+    chooses_drafts = True
+    axes = (
+        Axis(name="min_gain", low=0.001, high=0.5, log=True),
+        Axis(name="probe_rounds", low=2, high=256, log=True, whole=True),
+        Axis(name="slack_weight", low=0.0, high=4.0),
+        TEMPERATURE,
+    )
+    from_slo = ("ttft_ms", "tpot_ms")
+
     min_gain: float = 0.01
     """Predicted relative gain in tokens per second below which it verifies and drafts all."""
     probe_rounds: int = 16
@@ -121,32 +272,33 @@ class Goodput:
         if not 2 <= self.probe_rounds <= 10_000:
             raise ValueError(f"probe_rounds {self.probe_rounds} must be 2 to 10000")
 
+    def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
+        """The parameters, in seconds."""
+        return {
+            "min_gain": self.min_gain,
+            "probe_rounds": self.probe_rounds,
+            "ttft_s": math.inf if self.ttft_ms is None else self.ttft_ms / 1e3,
+            "tpot_s": math.inf if self.tpot_ms is None else self.tpot_ms / 1e3,
+            "slack_weight": self.slack_weight,
+            "priority_weight": self.priority_weight,
+        }
 
-Policy: TypeAlias = (
-    NoSpeculation
-    | FixedLength
-    | ConfidenceThreshold
-    | EarlyStop
-    | GlobalBudget
-    | SGLangPlanner
-    | Goodput
-)
 
-POLICIES: dict[str, type[Policy]] = {
-    kind.name: kind
-    for kind in (
-        NoSpeculation,
-        FixedLength,
-        ConfidenceThreshold,
-        EarlyStop,
-        GlobalBudget,
-        SGLangPlanner,
-        Goodput,
+def policy_forms() -> str:
+    """Every policy as ``--policy`` takes it: ``none, fixed[:LENGTH], ...``."""
+    return ", ".join(
+        f"{name}[:{kind.main.name.upper()}]" if kind.main else name
+        for name, kind in POLICIES.items()
     )
-}
+
+
+def choices(fits: Callable[[type[Policy]], bool]) -> str:
+    """The policies that fit, for a sentence's remedy: ``none, fixed or threshold:0.6``."""
+    *most, last = (policy_label(kind()) for kind in POLICIES.values() if fits(kind))
+    return f"{', '.join(most)} or {last}" if most else last
+
 
 _FILE_KEYS = ("schema_version", "policy", "parameters", "calibration", "correction", "note")
-_MAIN_PARAMETER = {"fixed": "length", "threshold": "threshold", "sglang": "table"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,17 +315,15 @@ class PolicyFile:
 
 def policy_label(policy: Policy) -> str:
     """The policy as ``--policy`` takes it: ``fixed``, ``fixed:3``, ``threshold:0.6``."""
-    key = _MAIN_PARAMETER.get(policy.name)
-    value = getattr(policy, key) if key else None
-    if key is None or value is None or (policy.name == "sglang" and value == "sps"):
+    main = policy.main
+    if main is None or getattr(policy, main.name) == main.unsaid:
         return policy.name
-    return f"{policy.name}:{value}"
+    return f"{policy.name}:{getattr(policy, main.name)}"
 
 
 def _policy_of_name(name: str, known_as: str) -> type[Policy]:
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, POLICIES)
         raise ValueError(f"{known_as}: no policy {name!r}; {hint}known: {', '.join(POLICIES)}")
     return POLICIES[name]
 
@@ -189,14 +339,13 @@ def parse_policy(text: str) -> PolicyFile:
     kind = _policy_of_name(name, "--policy")
     if not colon:
         return PolicyFile(policy=kind())
-    key = _MAIN_PARAMETER.get(name)
-    if key is None:
+    if kind.main is None:
         raise ValueError(f"--policy {text}: {name} takes no parameter; write just {name}")
     try:
-        parameter: Any = {"fixed": int, "threshold": float, "sglang": str}[name](value)
-        return PolicyFile(policy=kind(**{key: parameter}))
+        parameter = kind.main.read(value)
+        return PolicyFile(policy=dataclasses.replace(kind(), **{kind.main.name: parameter}))
     except ValueError as error:
-        raise ValueError(f"--policy {text}: {key}: {error}") from None
+        raise ValueError(f"--policy {text}: {kind.main.name}: {error}") from None
 
 
 def load_policy(path: str | Path) -> PolicyFile:

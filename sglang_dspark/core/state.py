@@ -114,3 +114,6 @@ class VerifyPlan:
 
 STOP_REASONS = ("no-draft", "fixed", "threshold", "no-gain", "exhausted", "kv-room")
 """Indexed by the code that ``sglang_dspark.core.decide`` returns."""
+
+NO_DRAFT, AS_FIXED, BELOW_THRESHOLD, NO_GAIN, EXHAUSTED, KV_ROOM = range(len(STOP_REASONS))
+"""Those codes."""

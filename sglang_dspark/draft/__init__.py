@@ -1,6 +1,10 @@
-"""Drafters: the model, its data, training, decoding, evaluation and calibration (PyTorch).
+"""Drafters: model, data, training, decoding, evaluation and calibration (PyTorch).
 
-config -> heads -> model -> checkpoint is the drafter itself; target is the seam to transformers;
-losses is the training objective; recipes are the released and the laptop configurations; eagle is
-the autoregressive baseline. Nothing here imports sglang, the simulator or the analysis.
+Nothing here imports sglang, the simulator or the analysis.
+
+- ``model``: the drafter itself, its checkpoints, and the seam to its target
+- ``data``: what it learns from: prompts, the target's answers, hidden states
+- ``training``: the objective, the loop and its commands
+- ``evaluation``: lossless decoding, and what it says of a drafter
+- ``demo``: all stages on a tiny model, in one command
 """

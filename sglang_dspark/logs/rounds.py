@@ -1,22 +1,15 @@
-"""Recorded verify rounds as columns, and the Parquet log they travel in.
+"""Recorded verify rounds as columns: what ``acceptance_log`` writes and reads.
 
-The log is the one that ``--acceptance`` of the simulator replays: request, step, domain, logits
-(K raw confidence logits), accepted (leading draft tokens that the target accepts out of the whole
-block), plus the decode temperature where it is known. Knows no model and no statistics.
+Owns what a column means and what holds of every row. Knows no file, no model and no statistics.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from sglang_dspark.files import atomic_write, os_problem
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -36,15 +29,21 @@ class Rounds:
     logits: Floats
     """[N, K] raw confidence logits, finite."""
     accepted: Ints
-    """[N] 0..K."""
+    """[N] leading draft tokens that the target accepts out of the **whole** block, 0..K: rounds
+    that a policy had cut short say too little."""
     temperature: Floats
     """[N] decode temperature; NaN where unknown."""
+    position: Ints | None = None
+    """[N] output tokens before each round, the prefill's not counted; None: as if every round had
+    committed what was accepted."""
+    output_tokens: Ints | None = None
+    """[N] how long the request's answer was, the same in all its rounds; None as above."""
 
     def __post_init__(self) -> None:
         rows = len(self.request)
-        for name in ("step", "domain", "logits", "accepted", "temperature"):
-            if len(getattr(self, name)) != rows:
-                raise ValueError(f"{name} has {len(getattr(self, name))} rows, request {rows}")
+        for name, column in self.columns().items():
+            if len(column) != rows:
+                raise ValueError(f"{name} has {len(column)} rows, request {rows}")
         if self.logits.ndim != 2 or self.logits.shape[1] < 1:
             raise ValueError(f"logits have shape {self.logits.shape}; give [rounds, positions]")
         if not np.isfinite(self.logits).all():
@@ -55,6 +54,11 @@ class Rounds:
 
     def __len__(self) -> int:
         return len(self.request)
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns that there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in named.items() if column is not None}
 
     @property
     def gamma(self) -> int:
@@ -69,14 +73,7 @@ class Rounds:
 
     def where(self, keep: npt.NDArray[Any]) -> Rounds:
         """The rounds that a mask or an index keeps."""
-        return Rounds(
-            request=self.request[keep],
-            step=self.step[keep],
-            domain=self.domain[keep],
-            logits=self.logits[keep],
-            accepted=self.accepted[keep],
-            temperature=self.temperature[keep],
-        )
+        return Rounds(**{name: column[keep] for name, column in self.columns().items()})
 
     def domains(self) -> list[str]:
         """Sorted names."""
@@ -95,7 +92,10 @@ class Rounds:
 
 
 def join_rounds(parts: list[Rounds]) -> Rounds:
-    """Logs one after the other, their requests renumbered so that none collide."""
+    """Logs one after the other, their requests renumbered so that none collide.
+
+    Positions and answers' lengths are kept where every log has them.
+    """
     if not parts:
         raise ValueError("no logs to join; give at least one")
     gammas = sorted({part.gamma for part in parts})
@@ -107,64 +107,8 @@ def join_rounds(parts: list[Rounds]) -> Rounds:
         codes = np.unique(part.request, return_inverse=True)[1]
         request.append(codes.astype(np.int64) + first)
         first += int(codes.max()) + 1 if len(codes) else 0
-    return Rounds(
-        request=np.concatenate(request),
-        step=np.concatenate([part.step for part in parts]),
-        domain=np.concatenate([part.domain for part in parts]),
-        logits=np.concatenate([part.logits for part in parts]),
-        accepted=np.concatenate([part.accepted for part in parts]),
-        temperature=np.concatenate([part.temperature for part in parts]),
-    )
-
-
-def write_rounds(path: str | Path, rounds: Rounds) -> None:
-    """Write the log; whole or not at all."""
-    table = pa.table(
-        {
-            "request": pa.array(rounds.request),
-            "step": pa.array(rounds.step),
-            "domain": pa.array(rounds.domain.tolist(), type=pa.string()),
-            "logits": pa.array(rounds.logits.tolist(), type=pa.list_(pa.float32())),
-            "accepted": pa.array(rounds.accepted),
-            "temperature": pa.array(rounds.temperature, from_pandas=True),
-        }
-    )
-    with atomic_write(path, "wb") as file:
-        pq.write_table(table, file)
-
-
-def read_rounds(path: str | Path) -> Rounds:
-    """Read a log; ``ValueError`` names the file and what is wrong with it."""
-    try:
-        table = pq.read_table(path)
-    except OSError as error:
-        raise os_problem("read", path, error) from None
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a Parquet file ({reason}); record it again") from None
-    for column in ("request", "step", "domain", "logits", "accepted"):
-        if column not in table.column_names:
-            raise ValueError(f"{path}: column {column!r} is missing; make it with draft.evaluate")
-        if table[column].null_count:
-            raise ValueError(f"{path}: column {column!r} has empty rows; every round needs one")
-    if table.num_rows == 0:
-        raise ValueError(f"{path}: the log has no rounds; record some first")
-    lists = table["logits"].to_pylist()
-    widths = {len(row) for row in lists}
-    if len(widths) != 1:
-        raise ValueError(f"{path}: rows of 'logits' have {sorted(widths)} values; all need one K")
-    temperature = np.full(table.num_rows, np.nan)
-    if "temperature" in table.column_names:
-        column = table["temperature"].to_pylist()
-        temperature = np.array([np.nan if value is None else value for value in column])
-    try:
-        return Rounds(
-            request=np.array(table["request"].to_pylist(), dtype=np.int64),
-            step=np.array(table["step"].to_pylist(), dtype=np.int64),
-            domain=np.array([str(name) for name in table["domain"].to_pylist()]),
-            logits=np.array(lists, dtype=np.float64),
-            accepted=np.array(table["accepted"].to_pylist(), dtype=np.int64),
-            temperature=temperature.astype(np.float64),
-        )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    columns = [
+        part.columns() | {"request": codes} for part, codes in zip(parts, request, strict=True)
+    ]
+    shared = [name for name in columns[0] if all(name in one for one in columns)]
+    return Rounds(**{name: np.concatenate([one[name] for one in columns]) for name in shared})

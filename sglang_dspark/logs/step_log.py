@@ -3,7 +3,7 @@
 Replay: ``python -m sglang_dspark.logs.step_log FOLDER``
 
 Owns reading and replaying a folder. How it is written beside a server and kept within its bound is
-``part_writer.py``, what a file looks like ``step_parts.py``. Knows neither SGLang nor torch.
+``writer``, what a file looks like ``step_parts``. Knows neither SGLang nor torch.
 """
 
 from __future__ import annotations
@@ -146,10 +146,13 @@ def replay(folder: str | Path) -> ReplayCounts:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Replay a folder: one line; status 0 when every plan is the same, 1 when one differs."""
     parser = Parser(
-        prog="python -m sglang_dspark.logs.step_log",
         description="Plan every recorded state again and compare. Status 1 when a plan differs.",
+        examples=["steps"],
+        page="docs/serving.md",
     )
-    parser.add_argument("folder", help="what --speculative-dspark-step-log named")
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="what the server's --speculative-dspark-step-log named"
+    )
     counts = replay(parser.parse_args(arguments).folder)
     line = (
         f"{counts.steps} steps: {counts.same} plans the same, {counts.different} different, "

@@ -1,7 +1,16 @@
 """DSpark inside SGLang; the only package that imports sglang.
 
-``plugin`` is what SGLang loads: ``worker`` serves a release without a built-in DSPARK, ``steer``
-plans for the built-in one of later releases. ``records``, ``step_log``, ``request_log`` and
-``metrics`` say what a server was asked, what it decided and what came of it; ``profile`` measures
-what its steps cost.
+- ``versions``: which lane serves which SGLang
+- ``settings``: what an operator sets
+- ``refusals``: what is not served, each with its remedy
+- ``drift``: how far confidences are from what is accepted
+- ``exporter``: metrics in prometheus_client
+- ``metrics``: sums over steps, for Prometheus and /server_info
+- ``observers``: who is told of every step
+- ``request_log``: what a server was asked, recorded
+- ``kernels``: head, lengths and rejection, in PyTorch and Triton
+- ``worker``: the lane on a release without a built-in DSPARK
+- ``steer``: the lane on later releases, under their own DSPARK
+- ``plugin``: what SGLang loads
+- ``profile``: what a server's steps cost, measured
 """

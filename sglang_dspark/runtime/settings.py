@@ -20,21 +20,17 @@ if TYPE_CHECKING:  # numba takes a second, and most processes only pass the sett
 
 PREFIX = "speculative_dspark_"
 HELP = {
-    "policy": "How many draft tokens to verify: none, fixed[:k], threshold[:t], early_stop, "
-    "global, goodput, sglang[:table], or a policy.json (default: global).",
-    "cost_model": "What a step costs on this hardware: a shipped name or a .json file; "
-    "early_stop, global, goodput and sglang need one.",
+    "policy": "How many draft tokens to verify: {policies}, or a policy.json (default: global).",
+    "cost_model": "What a step costs on this hardware: a shipped name or a .json file; a policy "
+    "other than {unpriced} needs one.",
     "step_log": "Write every step's state, plan and outcome under this folder (default: off).",
     "step_log_mb": "Megabytes the step log may take; the oldest go first (default: 256).",
     "request_log": "Write every request's lengths, times and prefix hashes, no text, under this "
     "folder, also without speculation (default: off).",
     "request_log_mb": "Megabytes the request log may take; the oldest go first (default: 256).",
 }
-"""Of each flag; its name is the field's in ``Settings``."""
+"""Of each flag; its name is the field's in ``Settings``. ``_Flag`` fills in the policies."""
 _MEGABYTES = ("step_log_mb", "request_log_mb")
-
-NEED_CONFIDENCE = ("threshold", "early_stop", "global", "goodput", "sglang")
-NEED_COSTS = ("early_stop", "global", "goodput", "sglang")
 
 
 def flag(name: str) -> str:
@@ -91,11 +87,29 @@ class Settings:
         )
 
 
+class _Flag(argparse._StoreAction):
+    """Names the policies only when asked for help, since numba takes a second. It is the class of
+    every flag that stores, since SGLang takes no other from its configuration file."""
+
+    @property
+    def help(self) -> str:
+        from sglang_dspark.core.policy import choices, policy_forms
+
+        return self._text.format(
+            policies=policy_forms(), unpriced=choices(lambda kind: not kind.needs_prices)
+        )
+
+    @help.setter
+    def help(self, text: str) -> None:
+        self._text = text
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags, in a group of their own; none has a default, so that variables can be seen."""
     group = parser.add_argument_group("DSPARK")
     for name, text in HELP.items():
-        group.add_argument(flag(name), type=int if name in _MEGABYTES else str, help=text)
+        kind = int if name in _MEGABYTES else str
+        group.add_argument(flag(name), action=_Flag, type=kind, help=text)
 
 
 def carry(arguments: argparse.Namespace, environment: MutableMapping[str, str]) -> None:
@@ -161,6 +175,7 @@ def load(settings: Settings) -> tuple[PolicyFile, CostModel | None]:
     ``ValueError`` for what cannot be read, and for a policy that compares prices without any.
     """
     from sglang_dspark.core import load_cost_model, parse_policy, shipped_cost_models
+    from sglang_dspark.core.policy import choices
 
     try:
         policy_file = parse_policy(settings.policy)
@@ -173,11 +188,11 @@ def load(settings: Settings) -> tuple[PolicyFile, CostModel | None]:
             cost_model = load_cost_model(settings.cost_model)
         except ValueError as error:
             raise ValueError(f"{flag('cost_model')}: {error}") from None
-    elif policy_file.policy.name in NEED_COSTS:
+    elif policy_file.policy.needs_prices:
         raise ValueError(
             f"policy {policy_file.policy.name} compares step times and no cost model says them; "
             f"give {flag('cost_model')} a file or one of {', '.join(shipped_cost_models())}, or "
-            f"set {flag('policy')} to fixed, threshold:0.6 or none"
+            f"set {flag('policy')} to {choices(lambda kind: not kind.needs_prices)}"
         )
     if settings.step_log is not None:
         make_folder(settings.step_log)
@@ -193,13 +208,15 @@ def check(
     """
     from sglang_dspark.core import Planner
     from sglang_dspark.core.corrected_planner import CorrectedPlanner
+    from sglang_dspark.core.policy import choices
 
     policy_file, cost_model = load(settings)
     policy = policy_file.policy
-    if policy.name in NEED_CONFIDENCE and not has_confidence_head:
+    if policy.reads_confidences and not has_confidence_head:
         raise ValueError(
             f"policy {policy.name} reads confidences and the drafter has no confidence head; set "
-            f"{flag('policy')} to fixed or none, or train the drafter with one"
+            f"{flag('policy')} to {choices(lambda kind: not kind.reads_confidences)}, or train the "
+            "drafter with one"
         )
     if cost_model is not None and cost_model.draft is not None and cost_model.draft.gamma != gamma:
         raise ValueError(

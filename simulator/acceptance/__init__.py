@@ -1,0 +1,10 @@
+"""What the target would accept of a draft, and what the drafter believed of it.
+
+In order of import:
+
+- ``tables``: the law and its compiled draw
+- ``profile``: the fitted kind, a JSON file of parameters
+- ``recorded``: the empirical kind, a log of rounds
+- ``load``: either by name or path
+- ``published``: what makes the shipped ``profiles`` from published figures
+"""

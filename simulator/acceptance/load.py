@@ -1,18 +1,17 @@
 """Acceptance profiles: what every part of the simulator imports to know what a round accepts.
 
-Owns the way from a name or a path to a profile. The law and the compiled draw are in
-``tables``, the fitted JSON format in ``profile``, recorded logs in
-``recorded``; ``published`` makes the
+Owns the way from a name or a path to a profile. The law and the compiled draw are in ``tables``,
+the fitted JSON format in ``profile``, recorded logs in ``recorded``; ``published`` makes the
 shipped files.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from sglang_dspark.files import did_you_mean
 from simulator.acceptance.profile import read_fitted_profile
 from simulator.acceptance.recorded import read_empirical_profile
 from simulator.acceptance.tables import AcceptanceTables
@@ -20,6 +19,14 @@ from simulator.acceptance.tables import AcceptanceTables
 DEFAULT_PROFILE = "dspark-qwen3-4b"
 
 _PROFILES = Path(__file__).parent / "profiles"
+_DRAFTERS = {
+    "dflash-qwen3-4b": "DFlash for Qwen3-4B",
+    "dspark-qwen3-4b": "DSpark for Qwen3-4B",
+    "dspark5-v4": "DSpark for DeepSeek-V4-Pro",
+    "eagle3-qwen3-4b": "Eagle3 for Qwen3-4B",
+    "mtp1": "MTP-1 of DeepSeek-V4-Pro",
+}
+"""Whose acceptance the shipped profiles are."""
 
 
 class AcceptanceProfile(Protocol):
@@ -42,6 +49,23 @@ def shipped_profiles() -> list[str]:
     return sorted(path.stem for path in _PROFILES.glob("*.json"))
 
 
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped profile, for ``dspark list``: lengths count the target's own token."""
+    profiles = [read_fitted_profile(_PROFILES / f"{name}.json") for name in shipped_profiles()]
+    return [
+        {
+            "name": profile.name,
+            "gamma": profile.gamma,
+            "drafter": _DRAFTERS[profile.name],
+            "accepted_length": {
+                domain: round(figures["accepted_length"][0], 2)
+                for domain, figures in profile.achieved.items()
+            },
+        }
+        for profile in profiles
+    ]
+
+
 def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
     """The profile of a shipped name, a fitted ``.json`` file or a recorded ``.parquet`` log."""
     text = str(name_or_path)
@@ -52,8 +76,7 @@ def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
         return read_fitted_profile(path)
     if path.suffix == ".parquet":
         return read_empirical_profile(path)
-    near = difflib.get_close_matches(text, shipped_profiles(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(text, shipped_profiles(), show=str)
     raise ValueError(
         f"{text}: no acceptance profile of this name; {hint}shipped: "
         f"{', '.join(shipped_profiles())}; or give the path of a .json profile or .parquet log"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
-from sglang_dspark.core.decide import GOODPUT, PolicyTables, Workspace, decide
+from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import PREFILL_MEMORY, Circumstances, fill_weights, slack_seconds
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.survival import fill_survival, fill_survival_float32
+from sglang_dspark.core.tables import PolicyTables, Workspace
 from simulator.acceptance.tables import AcceptanceTables, begin_request, draw_round
 from simulator.engine.kv_cache import (
     available_pages,
@@ -284,7 +285,7 @@ def plan_and_time(
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
     state.prefills_since = 0
     room = available_pages(memory, engine) * engine.page_tokens
-    if policy.code == GOODPUT:
+    if policy.chooses_drafts:
         _look_around(memory, policy)
     around = Circumstances(
         memory.stale_age,
@@ -299,8 +300,8 @@ def plan_and_time(
     tokens = requests
     for i in range(requests):
         tokens += work.lengths[i]
-    drafted = 0 if policy.code == 0 else requests
-    if policy.code == GOODPUT:
+    drafted = requests if policy.drafts else 0
+    if policy.chooses_drafts:
         drafted = _take_choice(memory, work)
     step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context_tokens))
     return tokens, step_s, predicted_s, expected, reason

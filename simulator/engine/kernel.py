@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables
-from sglang_dspark.core.decide import SGLANG, PolicyTables, Workspace
 from sglang_dspark.core.state import Floats
+from sglang_dspark.core.tables import PolicyTables, Workspace
 from simulator.acceptance.tables import AcceptanceTables
 from simulator.engine.decode import commit, draft, make_room, plan_and_time
 from simulator.engine.layout import DECODE_STEP, MIXED_STEP, PREFILL_STEP, Engine, Memory
@@ -126,7 +126,7 @@ def advance(
     a stale or wrong model is studied.
     """
     state = memory.state[0]
-    speculative = policy.code != 0
+    speculative = policy.drafts
     step_tokens = acceptance.gamma + 1 if speculative else 1
     for _ in range(_STEPS_PER_CALL):
         if not engine.closed_loop:
@@ -166,8 +166,7 @@ def advance(
             drop_finished(memory)
             make_room(memory, engine, step_tokens)
             if speculative:
-                as_sglang = policy.code == SGLANG
-                draft(memory, engine, acceptance, inverse_temperature, bias, as_sglang)
+                draft(memory, engine, acceptance, inverse_temperature, bias, policy.as_sglang)
             requests = state.running
             context = _context_tokens(memory)
             tokens, step_s, predicted_s, expected, reason = plan_and_time(

@@ -48,7 +48,7 @@ _NEWTON_STEPS = 12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rounds:
+class CensoredRounds:
     """Logged rounds in any order; rows with nothing drafted are left out by whoever reads them."""
 
     request: Ints
@@ -101,7 +101,7 @@ class CensoredFit:
     probability: Floats
     """[N, K] fitted P(token k accepted | prefix accepted), every round."""
 
-    def runs(self, rounds: Rounds, *, seed: int) -> Ints:
+    def runs(self, rounds: CensoredRounds, *, seed: int) -> Ints:
         """[N] accepted tokens out of the whole block: as logged where the round shows it, else
         continued by the fitted probabilities with numbers keyed by (seed, request, step)."""
         runs = rounds.accepted.copy()
@@ -123,7 +123,7 @@ def _continue_runs(
             runs_N[n] = k
 
 
-def _features(rounds: Rounds) -> Floats:
+def _features(rounds: CensoredRounds) -> Floats:
     """[N, K, P] what the probability of each position may depend on."""
     z = rounds.logits
     count, gamma = z.shape
@@ -181,7 +181,7 @@ def _conditional(survival_NK: Floats, weight_N: Floats) -> Floats:
     return alive / np.maximum(np.concatenate(([weight_N.sum()], alive[:-1])), 1e-300)
 
 
-def _survival(rounds: Rounds, probability_NK: Floats) -> Floats:
+def _survival(rounds: CensoredRounds, probability_NK: Floats) -> Floats:
     """[N, K] probability that the run reaches k: 0 or 1 where shown, fitted beyond."""
     column = np.arange(1, rounds.gamma + 1)
     kept = rounds.accepted[:, None] >= column
@@ -190,7 +190,7 @@ def _survival(rounds: Rounds, probability_NK: Floats) -> Floats:
     return survival
 
 
-def fit_censored(rounds: Rounds, *, resamples: int = 40, seed: int = 0) -> CensoredFit:
+def fit_censored(rounds: CensoredRounds, *, resamples: int = 40, seed: int = 0) -> CensoredFit:
     """Correct the rounds' censoring. ``ValueError`` when no round was verified at all."""
     gamma = rounds.gamma
     column = np.arange(1, gamma + 1)
@@ -231,7 +231,7 @@ def fit_censored(rounds: Rounds, *, resamples: int = 40, seed: int = 0) -> Censo
     )
 
 
-def _extrapolated(rounds: Rounds, shown_NK: Bools, probability_NK: Floats) -> Floats:
+def _extrapolated(rounds: CensoredRounds, shown_NK: Bools, probability_NK: Floats) -> Floats:
     """Share of what reaches k whose fitted probability lies outside those of the rounds shown."""
     survival = _survival(rounds, probability_NK)
     reach = np.concatenate((np.ones((len(survival), 1)), survival[:, :-1]), axis=1)

@@ -3,10 +3,10 @@
     python -m simulator.fit STEP_LOG [STEP_LOG ...] -o DIR [--requests TRACE.jsonl]
 
 Writes ``acceptance.parquet`` (for ``--acceptance``), ``cost_model.json`` (for ``--cost-model``)
-and ``calibration.json`` with fit errors, valid range and what the log could not tell, which is
-printed too. With ``--requests``, the request log of the same time in the schema of ``traces``,
-rounds are grouped by domain. What is read is ``logged_steps``, the fits are
-``acceptance_censored`` and ``cost_fit``; owns the command, the report and the price of exploring.
+and ``fit.json`` with fit errors, valid range and what the log could not tell, which is printed
+too. With ``--requests``, the request log of the same time in the schema of ``traces``, rounds are
+grouped by domain. What is read is ``logged_steps``, the fits are ``acceptance`` and ``cost``; owns
+the command, the report and the price of exploring.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.schema import Provenance
 from sglang_dspark.core.costs.tables import decode_step_seconds
-from sglang_dspark.files import make_folder, os_problem, write_json
+from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.logs.acceptance_log import write_rounds
 from sglang_dspark.logs.records import StepRecord
+from sglang_dspark.logs.rounds import Rounds
 from sglang_dspark.logs.step_log import read
 from simulator.fit.acceptance import LEAST_ROUNDS, CensoredFit, fit_censored
 from simulator.fit.cost import CostFit, fit_cost
@@ -111,25 +111,21 @@ def not_shown(fit: CensoredFit, explore: Exploration) -> list[str]:
 
 
 def write_acceptance(path: Path, log: Logged, runs: Ints) -> None:
-    """An acceptance log of whole blocks, as ``simulator.acceptance.recorded`` reads it."""
-    rounds = log.rounds
-    table = pa.table(
-        {
-            "request": rounds.request,
-            "step": rounds.step,
-            "domain": pa.array([log.domains[code] or "all" for code in rounds.domain]),
-            "logits": pa.FixedSizeListArray.from_arrays(
-                pa.array(rounds.logits.ravel()), rounds.gamma
-            ),
-            "accepted": runs,
-            "position": log.position,
-            "output_tokens": log.output_tokens[rounds.request],
-        }
+    """An acceptance log of whole blocks."""
+    shown = log.rounds
+    write_rounds(
+        path,
+        Rounds(
+            request=shown.request,
+            step=shown.step,
+            domain=np.array([name or "all" for name in log.domains])[shown.domain],
+            logits=shown.logits,
+            accepted=runs,
+            temperature=np.full(len(runs), np.nan),
+            position=log.position,
+            output_tokens=log.output_tokens[shown.request],
+        ),
     )
-    try:
-        pq.write_table(table, path, compression="zstd")
-    except OSError as error:
-        raise os_problem("write", path, error) from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -154,7 +150,7 @@ class Calibrated:
         return lost
 
     def report(self) -> dict[str, Any]:
-        """``calibration.json``."""
+        """``fit.json``."""
         fit, cost = self.acceptance, self.cost
         rounded = {
             name: [None if np.isnan(v) else round(float(v), 5) for v in getattr(fit, name)]
@@ -189,7 +185,7 @@ class Calibrated:
         runs = self.acceptance.runs(self.log.rounds, seed=seed)
         write_acceptance(folder / "acceptance.parquet", self.log, runs)
         self.cost.model.save(folder / "cost_model.json")
-        write_json(folder / "calibration.json", self.report())
+        write_json(folder / "fit.json", self.report())
 
 
 def calibrate(
@@ -210,18 +206,27 @@ def calibrate(
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m simulator.fit", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "step_log", nargs="+", help="folder that --speculative-dspark-step-log named"
+    parser = Parser(
+        description="Fit what replays a server to its step log: an acceptance profile for "
+        "--acceptance and a cost model for --cost-model.",
+        examples=["steps -o fit", "steps -o fit --requests recorded.jsonl --name mine"],
+        page="docs/calibrate.md",
     )
+    parser.add_argument(
+        "step_log", nargs="+", metavar="STEP_LOG",
+        help="folder that the server's --speculative-dspark-step-log named",
+    )  # fmt: skip
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the results")
-    parser.add_argument("--requests", metavar="TRACE", help="request log: groups rounds by domain")
+    parser.add_argument(
+        "--requests", metavar="TRACE",
+        help="trace of the same requests, name or file: groups rounds by domain",
+    )  # fmt: skip
     parser.add_argument("--name", default="measured", help="what results call the cost model")
     parser.add_argument("--hardware", default="unknown", help="written into the cost model")
     parser.add_argument("--model", default="unknown", help="written into the cost model")
     parser.add_argument("--dtype", default="unknown", help="written into the cost model")
     parser.add_argument("--tp", type=int, default=1, help="written into the cost model")
-    parser.add_argument("--seed", type=int, default=0, help="of resampling and of hidden tails")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     return parser
 
 
@@ -254,7 +259,7 @@ def _command(arguments: argparse.Namespace) -> int:
     folder = make_folder(arguments.out)
     found.save(folder, seed=arguments.seed)
     print(summary(found))
-    print(f"\nWrote {folder}/acceptance.parquet, cost_model.json, calibration.json")
+    print(f"\nWrote {folder}/acceptance.parquet, cost_model.json, fit.json")
     return 0
 
 

@@ -7,10 +7,8 @@ with alpha, theta and draft piecewise linear and never decreasing, and host the 
 steps that no part of them explains. A prefill is what a gap between two decode steps holds beyond
 that when new requests joined: base + token (new tokens) + pair (attended pairs).
 
-Errors of step times are one-sided: what disturbs a step makes it longer. Huber's loss finds the
-curves that such steps cannot bend; a replay however adds times up, so that the mean must be right.
-Hence a second fit, of the mean, to times cut off where the robust one calls them pauses of the
-machine. Knows no file, no log and no policy.
+How curves and prices are found is ``core.costs.fit``'s; owns which times speak for which part.
+Knows no file, no log and no policy.
 
 Shapes: S steps.
 """
@@ -21,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
+from sglang_dspark.core.costs.fit import WINSOR, fit_parts, from_zero, hinges, mean_rises
 from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
 from sglang_dspark.core.costs.schema import (
     AdditiveCost,
@@ -40,16 +38,10 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-_HUBER = 1.345
-"""In robust standard deviations: 95 % as efficient as least squares on clean data."""
-_ROUNDS = 20
 _LEAST = 30
 """Observations that a curve is fitted from at least."""
 _CELL = 20
 """Steps of a (requests, tokens) cell that the fit error is taken of."""
-_WINSOR = 99.5
-"""Percentile of the measured over the robustly fitted time at which longer times are cut off:
-pauses of the machine, which a model of the engine should not spread over every step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,17 +90,6 @@ class CostFit:
     """What the log cannot tell, and what to record instead."""
 
 
-def _hinges(sizes: Floats, knots: Floats) -> Floats:
-    """[S, len(knots)] rises of a piecewise linear curve from its first knot; the first is 0."""
-    rises = np.diff(knots)
-    steps = np.clip((sizes[:, None] - knots[:-1]) / rises, 0.0, 1.0)
-    # Beyond the last knot the last segment goes on.
-    if len(rises):
-        beyond = np.maximum(sizes - knots[-1], 0.0) / rises[-1]
-        steps[:, -1] += beyond
-    return steps
-
-
 def _knots(sizes: Ints) -> Floats:
     """1, 2, 4, ... up to the largest size, kept where the steps on both sides are many."""
     most = int(sizes.max())
@@ -123,45 +104,10 @@ def _knots(sizes: Ints) -> Floats:
     return np.array(kept, dtype=np.float64)
 
 
-def _solve(x: Floats, seconds: Floats, weight: Floats) -> Floats:
-    """Non-negative weighted least squares with a trace of ridge: of two columns that the log
-    cannot tell apart neither takes all."""
-    ridge = 1e-4 * np.sqrt(len(seconds)) / np.median(seconds) * np.eye(x.shape[1])
-    found, _ = nnls(
-        np.vstack((x * weight[:, None], ridge)),
-        np.concatenate((seconds * weight, np.zeros(x.shape[1]))),
-    )
-    return np.asarray(found)
-
-
-def mean_rises(design: Floats, seconds: Floats) -> Floats:
-    """Non-negative coefficients of the mean time, pauses cut off; relative errors weigh alike."""
-    weight = 1.0 / np.maximum(seconds, 0.2 * np.median(seconds))
-    scale = design.max(axis=0)
-    scale[scale <= 0] = 1.0
-    x = design / scale
-    robust = np.ones_like(seconds)
-    found = np.zeros(x.shape[1])
-    for _ in range(_ROUNDS):
-        before = found
-        found = _solve(x, seconds, np.sqrt(robust) * weight)
-        error = (seconds - x @ found) * weight
-        spread = 1.4826 * np.median(np.abs(error - np.median(error)))
-        far = np.abs(error) / max(_HUBER * spread, 1e-12)
-        robust = 1.0 / np.maximum(far, 1.0)
-        if np.allclose(found, before, rtol=1e-4, atol=1e-9):
-            break
-    fitted = np.maximum(x @ found, 1e-9)
-    cut = np.minimum(seconds, fitted * np.percentile(seconds / fitted, _WINSOR))
-    # Weights must not look at the single times any more: those that came out long would count less.
-    rises: Floats = _solve(x, cut, 1.0 / np.maximum(fitted, 0.2 * np.median(fitted))) / scale
-    return rises
-
-
 def _mean_factor(measured: Floats, fitted: Floats) -> float:
     """The factor that makes the fitted times add up to the measured ones, pauses left out."""
     ratio = measured / fitted
-    kept = ratio <= np.percentile(ratio, _WINSOR)
+    kept = ratio <= np.percentile(ratio, WINSOR)
     return float(measured[kept].sum() / fitted[kept].sum())
 
 
@@ -263,10 +209,10 @@ class _Target:
 
 
 def _curve(sizes: Floats, knots: Floats, seconds: Floats) -> Floats:
-    """The piecewise linear curve that ``_hinges`` describes."""
+    """The piecewise linear curve through ``seconds`` at the knots."""
     if len(knots) == 1:
         return np.full(sizes.shape, seconds[0])
-    values: Floats = seconds[0] + _hinges(sizes, knots) @ np.diff(seconds)
+    values: Floats = seconds[0] + hinges(sizes, knots) @ np.diff(seconds)
     return values
 
 
@@ -274,20 +220,21 @@ def _fit_gap(times: StepTimes, plain: Bools) -> tuple[float, float]:
     """(seconds at one request, seconds for each further one) of the loop between steps."""
     more = (times.requests[plain] - 1).astype(np.float64)
     gap_s = np.maximum(times.gap_s[plain], 0.0)
-    base, slope = mean_rises(np.stack((np.ones_like(more), more), axis=1), gap_s)
-    return float(base), float(slope)
+    parts = fit_parts(gap_s, curves=(), slopes=(more,), loss=mean_rises)
+    return parts.bias_s, parts.slopes_s[0]
 
 
 def _fit_target(times: StepTimes, plain: Bools, lost: list[str]) -> _Target:
     requests, tokens = times.requests[plain], times.tokens[plain]
     request_knots, token_knots = _knots(requests), _knots(tokens)
-    alpha = _hinges(requests.astype(np.float64), request_knots)
-    theta = _hinges(tokens.astype(np.float64), token_knots)
-    context = times.context_tokens[plain].astype(np.float64)
-    design = np.concatenate((np.ones((len(requests), 1)), alpha, theta, context[:, None]), axis=1)
-    found = mean_rises(design, times.target_s[plain])
-    split = 1 + alpha.shape[1]
-    others = np.concatenate((np.ones((len(requests), 1)), alpha), axis=1)
+    many = requests.astype(np.float64)
+    parts = fit_parts(
+        times.target_s[plain],
+        curves=((many, request_knots), (tokens.astype(np.float64), token_knots)),
+        slopes=(times.context_tokens[plain].astype(np.float64),),
+        loss=mean_rises,
+    )
+    others = np.concatenate((np.ones((len(requests), 1)), hinges(many, request_knots)), axis=1)
     unexplained = tokens - others @ np.linalg.lstsq(others, tokens, rcond=None)[0]
     if tokens.std() == 0 or unexplained.std() < 0.05 * tokens.std():
         lost.append(
@@ -297,12 +244,12 @@ def _fit_target(times: StepTimes, plain: Bools, lost: list[str]) -> _Target:
     if requests.max() == requests.min():
         lost.append(f"all steps had {requests.max()} requests: other batch sizes are extrapolated")
     return _Target(
-        bias_s=float(found[0]),
+        bias_s=parts.bias_s,
         request_knots=request_knots,
-        alpha_s=np.concatenate(([0.0], np.cumsum(found[1:split]))),
+        alpha_s=from_zero(parts.rises_s[0]),
         token_knots=token_knots,
-        theta_s=np.concatenate(([0.0], np.cumsum(found[split:-1]))),
-        context_s=float(found[-1]),
+        theta_s=from_zero(parts.rises_s[1]),
+        context_s=parts.slopes_s[0],
     )
 
 
@@ -334,10 +281,10 @@ def _fit_draft(times: StepTimes, gamma: int, lost: list[str]) -> _Draft | None:
         return None
     drafted = times.drafted[drafting]
     knots = _knots(drafted)
-    rises = _hinges(drafted.astype(np.float64), knots)
-    design = np.concatenate((np.ones((len(drafted), 1)), rises), axis=1)
-    found = mean_rises(design, times.draft_s[drafting])
-    return _Draft(knots=knots, seconds=np.cumsum(found))
+    parts = fit_parts(
+        times.draft_s[drafting], curves=((drafted.astype(np.float64), knots),), loss=mean_rises
+    )
+    return _Draft(knots=knots, seconds=np.cumsum([parts.bias_s, *parts.rises_s[0]]))
 
 
 def _fit_prefill(

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_dspark.logs.records import StepRecord
-from simulator.fit.acceptance import Rounds
+from simulator.fit.acceptance import CensoredRounds
 from simulator.fit.cost import StepTimes
 
 Ints = npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ NO_ONE = Served()
 class Logged:
     """A step log as the two fits read it."""
 
-    rounds: Rounds
+    rounds: CensoredRounds
     domains: tuple[str, ...]
     """Names of ``rounds.domain``."""
     names: tuple[str, ...]
@@ -116,7 +116,7 @@ def logged(records: Iterable[StepRecord], served: Mapping[str, Served]) -> Logge
                 logits.append(step.state.logits[i])
     columns = np.array(rows, dtype=np.int64).reshape(-1, 7).T
     return Logged(
-        rounds=Rounds(
+        rounds=CensoredRounds(
             request=columns[0],
             step=columns[1],
             domain=columns[2],

@@ -6,10 +6,10 @@ event loop: whether the parts fit a scenario is ``Scenario``'s to say.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
+from sglang_dspark.files import did_you_mean
 from simulator.engine.config import EngineConfig
 
 ROUTERS = ("round-robin", "least-loaded", "power-of-two", "prefix-affine")
@@ -27,8 +27,7 @@ def check_number(name: str, value: float, *, least: float = 0.0, above: bool = T
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """``ValueError`` unless ``value`` is one of the ``known``."""
     if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(value, known, show=str)
         raise ValueError(f"fleet: {name} {value!r} is unknown; {hint}known: {', '.join(known)}")
 
 

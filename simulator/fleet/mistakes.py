@@ -14,7 +14,7 @@ import numpy as np
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.schema import StepTable
-from sglang_dspark.core.policy import FixedLength, NoSpeculation, PolicyFile
+from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.scenario import Scenario
 
 
@@ -96,4 +96,4 @@ def mistaken(scenario: Scenario, mistake: Mistake) -> Scenario:
 
 def believes(file: PolicyFile) -> bool:
     """Whether the policy looks at costs or confidences at all."""
-    return not isinstance(file.policy, NoSpeculation | FixedLength)
+    return file.policy.reads_confidences or file.policy.needs_prices

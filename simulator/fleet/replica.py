@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sglang_dspark.core.decide import make_workspace
 from sglang_dspark.core.planner import Planner
+from sglang_dspark.core.tables import make_workspace
 from simulator.engine.kernel import PAUSED, advance, release
 from simulator.engine.laws import check_memory
 from simulator.engine.layout import Engine, Memory, Records, clear_memory, make_memory

@@ -15,7 +15,7 @@ import numpy as np
 
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.planner import compile_policy
-from sglang_dspark.core.policy import NoSpeculation, PolicyFile
+from sglang_dspark.core.policy import PolicyFile
 from simulator.acceptance.load import AcceptanceProfile
 from simulator.engine.config import EngineConfig
 from simulator.engine.layout import REJECTED, REQUEST, Engine, Memory, Records
@@ -153,7 +153,7 @@ class Scenario:
             block_tokens=self.trace.block_tokens,
             seed=self.seed,
             closed_loop=self.concurrency is not None,
-            speculative=not isinstance(self.policy.policy, NoSpeculation),
+            speculative=self.policy.policy.drafts,
             role=pool.role,
         )
 

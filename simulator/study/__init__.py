@@ -1,0 +1,12 @@
+"""Many simulations, and the numbers, tables and files they leave.
+
+In order of import:
+
+- ``metrics``: the formulas of ``docs/metrics.md``
+- ``place``: the folder of a run's results, and its lock
+- ``results``: the result folder
+- ``study``: a list of runs, rows in the order asked for
+- ``config``: what ``dspark run`` runs
+- ``report``: the table a person reads
+- ``windows``: a trace in windows, and what one is worth
+"""

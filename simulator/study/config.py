@@ -11,18 +11,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
-from sglang_dspark.core.policy import POLICIES, parse_policy, policy_label
+from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.policy import POLICIES, parse_policy, policy_forms, policy_label
 from sglang_dspark.files import read_record
-from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance
+from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance, shipped_profiles
 from simulator.engine.config import EngineConfig
 from simulator.fleet.config import FleetConfig
 from simulator.fleet.scenario import Scenario
-from simulator.slo import bounds_s, parse_slo
+from simulator.slo import PRESETS, bounds_s, parse_slo
 from simulator.study.study import Run
-from traces import Trace, load_trace
+from traces import Trace, load_trace, shipped_traces
 
-DEFAULT_POLICIES = tuple(POLICIES)
 DEFAULT_COST_MODEL = "h200-qwen3-14b-analytic"
 
 
@@ -31,8 +30,8 @@ class RunConfig:
     """A comparison of policies on one trace."""
 
     trace: str
-    """Path of the request trace."""
-    policies: tuple[str, ...] = DEFAULT_POLICIES
+    """Shipped name or file of the request trace."""
+    policies: tuple[str, ...] = field(default_factory=lambda: tuple(POLICIES))
     """Policy names with an optional parameter, or policy files."""
     cost_model: str = DEFAULT_COST_MODEL
     """Shipped name or file."""
@@ -81,7 +80,7 @@ def first_config(config_file: str | None, trace: str | None) -> RunConfig:
         return load_run_config(config_file)
     if trace:
         return RunConfig(trace=trace)
-    raise ValueError("no trace given; name one, for example traces/chat.jsonl")
+    raise ValueError("no trace given; name one, for example chat")
 
 
 def label_of(text: str) -> str:
@@ -145,6 +144,25 @@ def load_study(config: RunConfig) -> Study:
 _COMMON_FLAGS = (
     "trace", "cost_model", "acceptance", "replicas", "rate", "concurrency", "slo", "seed",
 )  # fmt: skip
+
+
+def flag_help(name: str) -> str:
+    """What the commands that replay a trace say of a flag that they share: names and default."""
+    return {
+        "trace": f"request trace: {', '.join(shipped_traces())}, or a .jsonl file",
+        "policy": f"{policy_forms()}, or a policy file",
+        "cost_model": f"what a step costs: {', '.join(shipped_cost_models())}, or a .json file "
+        f"(default: {DEFAULT_COST_MODEL})",
+        "acceptance": f"what is accepted: {', '.join(shipped_profiles())}, or a .json or .parquet "
+        f"file (default: {DEFAULT_PROFILE})",
+        "slo": f"bounds on latency: {', '.join(PRESETS)}, or two numbers like 500:30 "
+        f"(default: {RunConfig.slo})",
+        "replicas": f"replicas behind one router (default: {RunConfig.replicas})",
+        "rate": f"arrivals X times as fast (default: {RunConfig.rate:g})",
+        "seed": f"of acceptance and confidences (default: {RunConfig.seed})",
+        "jobs": "worker processes, by default one for each core",
+        "ray": "run on this Ray cluster; local starts one",
+    }[name]
 
 
 def common_flags(arguments: argparse.Namespace) -> dict[str, object]:

@@ -24,7 +24,7 @@ from simulator.fleet.scenario import Outcome, Scenario
 from simulator.slo import Slo
 from simulator.study.metrics import is_finished, measure
 from simulator.study.results import ResultFolder, requests_table, steps_table
-from simulator.sweep.sweep import advance, sweep
+from simulator.sweep.sweep import advance, heed, sweep
 
 STEP_CAPACITY = 1 << 15
 
@@ -78,7 +78,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     if clients < 25:
         return None
     full = dataclasses.replace(scenario, concurrency=clients, fleet=FleetConfig(), step_capacity=0)
-    outcome = simulate(full)
+    outcome = simulate(full, on_progress=heed)
     if outcome.interrupted:
         raise KeyboardInterrupt
     finish_s = np.sort(outcome.requests["finish_s"][is_finished(outcome.requests)])

@@ -1,7 +1,7 @@
 """Tune a verification policy on a trace before rollout.
 
-    python -m simulator.tune traces/mixed.jsonl --slo interactive
-    python -m simulator.tune traces/mixed.jsonl --slo interactive --rate 5 --current sglang
+    python -m simulator.tune mixed --slo interactive
+    python -m simulator.tune mixed --slo interactive --rate 5 --current sglang
 
 Owns the command: flags, progress, ``policy.json`` and ``summary.json``. The search is
 ``simulator.tune.search``, the verdict ``simulator.tune.guard``. An interrupted run goes on where it
@@ -21,9 +21,10 @@ from typing import Any
 from tqdm import tqdm
 
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.policy import parse_policy, save_policy
+from sglang_dspark.core.policy import POLICIES, parse_policy, save_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.run import numbers
+from simulator.study.config import flag_help
 from simulator.study.study import warm_up
 from simulator.study.windows import split
 from simulator.sweep.ray_pool import connected
@@ -38,37 +39,45 @@ _JOURNAL = "tune.journal"
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m simulator.tune", description=__doc__.split("\n")[0])
-    parser.add_argument("trace", nargs="?", help="request trace, NAME.jsonl")
-    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help="service-level objective")
+    parser = Parser(
+        description="Tune a verification policy on a trace, and say whether to roll it out.",
+        examples=[
+            "mixed --slo interactive",
+            "mixed --slo interactive --rate 5 --current sglang --out results/tuned",
+        ],
+        page="docs/rollout.md; every figure: docs/metrics.md",
+    )
+    parser.add_argument("trace", nargs="?", metavar="TRACE", help=flag_help("trace"))
+    parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help=flag_help("slo"))
     parser.add_argument(
         "--objective", choices=OBJECTIVES, default="goodput",
-        help="output tok/s, requests in SLO per second (default), or tok/s of the median user; "
-        "the first and the last without losing SLO attainment",
+        help="throughput: output tok/s; goodput: requests in SLO per second; speed: tok/s of the "
+        "median user; the first and the last without losing SLO attainment",
     )  # fmt: skip
     parser.add_argument(
-        "--policy", action="append", metavar="NAME", help="tune this policy only; may be repeated"
-    )
+        "--policy", action="append", metavar="NAME",
+        help=f"tune this one only; repeat for several: {', '.join(POLICIES)} (default: all)",
+    )  # fmt: skip
     parser.add_argument(
         "--current", default="global", metavar="NAME[:PARAMETER]|FILE",
         help="what runs today; a file's calibration is the start of the tuned one",
     )  # fmt: skip
-    parser.add_argument("--cost-model", metavar="NAME|FILE", help="prices the steps")
-    parser.add_argument("--acceptance", metavar="NAME|FILE", help="draws what is accepted")
-    parser.add_argument("--rate", type=float, metavar="X", help="arrivals X times as fast")
+    parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
+    parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
+    parser.add_argument("--rate", type=float, metavar="X", help=flag_help("rate"))
     parser.add_argument(
         "--concurrency", type=numbers, metavar="C[,C...]",
         help="closed loops with C clients instead of the trace's arrivals",
     )  # fmt: skip
-    parser.add_argument("--replicas", type=int, metavar="N", help="replicas behind the router")
-    parser.add_argument("--seed", type=int, help="of acceptance and confidences")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("--replicas", type=int, metavar="N", help=flag_help("replicas"))
+    parser.add_argument("--seed", type=int, metavar="N", help=flag_help("seed"))
     parser.add_argument(
-        "--ray", metavar="ADDRESS", help="run on this Ray cluster; local starts one"
+        "--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help=flag_help("jobs")
     )
+    parser.add_argument("--ray", metavar="ADDRESS", help=flag_help("ray"))
     parser.add_argument("--out", metavar="DIR", help="result folder (default: results/TRACE-tune)")
-    parser.add_argument("--config", metavar="FILE", help="a simulator.run configuration to start "
-                        "from, for the settings in 'engine'")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", help="JSON as run takes it, to start from; "
+                        "flags go over it")  # fmt: skip
     return parser
 
 

@@ -1,0 +1,1 @@
+"""Pages and reports: what they show, what they refuse, their bytes."""

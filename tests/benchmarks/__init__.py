@@ -1,0 +1,1 @@
+"""Of the benchmarks, what a published number hangs on."""

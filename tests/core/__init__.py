@@ -1,0 +1,1 @@
+"""Policies, prices and calibration, against plain versions and the paper."""

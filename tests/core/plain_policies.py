@@ -12,13 +12,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
-from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
+from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import STOP_REASONS, Floats
+from sglang_dspark.core.tables import GOODPUT, NONE, SGLANG, PolicyTables, make_workspace
 
 PLENTY = 2**40
-NONE, FIXED, THRESHOLD, EARLY_STOP, GLOBAL, SGLANG, GOODPUT = range(7)
 
 
 def costs_of(verify_s: Any, **fields: Any) -> CostTables:
@@ -47,6 +47,9 @@ def policy_of(code: int, **fields: Any) -> PolicyTables:
     """A policy's tables; by default it verifies everything that the code allows."""
     nothing = np.zeros(1)
     values: dict[str, Any] = {
+        "drafts": code != NONE,
+        "chooses_drafts": code == GOODPUT,
+        "as_sglang": code == SGLANG,
         "length": 64,
         "threshold": 0.0,
         "table": 0,

@@ -16,20 +16,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sglang_dspark.core.decide import PolicyTables
 from sglang_dspark.core.state import Floats
-from tests.core.plain_policies import (
+from sglang_dspark.core.tables import (
     EARLY_STOP,
     FIXED,
     GLOBAL,
     GOODPUT,
-    PLENTY,
     SGLANG,
     THRESHOLD,
-    costs_of,
-    lengths_of,
-    policy_of,
+    PolicyTables,
 )
+from tests.core.plain_policies import PLENTY, costs_of, lengths_of, policy_of
 
 Plan = Callable[[Floats], list[int]]
 """From the current survivals [R, K] to lengths."""

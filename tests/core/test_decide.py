@@ -11,18 +11,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
-from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
+from sglang_dspark.core.decide import decide
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import Floats
-from tests.core.plain_policies import (
+from sglang_dspark.core.tables import (
     EARLY_STOP,
     FIXED,
     GLOBAL,
     GOODPUT,
     NONE,
-    PLENTY,
     SGLANG,
     THRESHOLD,
+    PolicyTables,
+    make_workspace,
+)
+from tests.core.plain_policies import (
+    PLENTY,
     around_of,
     best_first,
     costs_of,

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.costs.tables import CostTables
-from sglang_dspark.core.decide import PolicyTables, decide, make_workspace
+from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import LEAST_WEIGHT, fill_weights, slack_seconds
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import Goodput, parse_policy, save_policy
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import BatchState, Floats
+from sglang_dspark.core.tables import GLOBAL, GOODPUT, PolicyTables, make_workspace
 from tests.core.plain_policies import (
-    GLOBAL,
-    GOODPUT,
     PLENTY,
     around_of,
     costs_of,

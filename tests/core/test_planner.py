@@ -20,8 +20,6 @@ from sglang_dspark.core.policy import (
     ConfidenceThreshold,
     FixedLength,
     GlobalBudget,
-    Goodput,
-    NoSpeculation,
     Policy,
     SGLangPlanner,
 )
@@ -80,18 +78,18 @@ def states(draw: st.DrawFn) -> BatchState:
 @settings(max_examples=40)
 def test_every_plan_is_consistent(planner: Planner, state: BatchState) -> None:
     plan = planner.plan(state)
-    rows, speculative = state.requests, not isinstance(planner.policy, NoSpeculation)
+    rows, speculative = state.requests, planner.policy.drafts
     assert plan.lengths.shape == plan.draft_next.shape == (rows,)
     assert ((plan.lengths >= 0) & (plan.lengths <= GAMMA)).all()
     assert plan.lengths.sum() <= max(state.kv_room_tokens - rows, 0)
     assert (plan.lengths[np.isneginf(state.logits[:, 0])] == 0).all()
-    if not isinstance(planner.policy, Goodput):
+    if not planner.policy.chooses_drafts:
         assert (plan.draft_next == speculative).all()
     assert plan.stop_reason in STOP_REASONS
     survival = survival_of(state.logits)
     expected = rows + sum(survival[r, :n].sum() for r, n in enumerate(plan.lengths))
     # SGLang multiplies float32 confidences, and its policy does as it does.
-    digits = 1e-6 if isinstance(planner.policy, SGLangPlanner) else 1e-12
+    digits = 1e-6 if planner.policy.as_sglang else 1e-12
     assert plan.expected_tokens == pytest.approx(expected, rel=digits)
 
 
@@ -111,17 +109,15 @@ def test_a_plan_depends_on_its_state_alone(
 
 
 @pytest.mark.law
-@pytest.mark.parametrize(
-    "planner", [p for p in PLANNERS if not isinstance(p.policy, SGLangPlanner)]
-)
+@pytest.mark.parametrize("planner", [p for p in PLANNERS if not p.policy.as_sglang])
 @given(states())
 @settings(max_examples=20)
 def test_the_predicted_step_is_priced_like_any_step(planner: Planner, state: BatchState) -> None:
     plan = planner.plan(state)
     costs, rows = planner.costs, state.requests
-    drafted = 0 if isinstance(planner.policy, NoSpeculation) else rows
+    drafted = rows if planner.policy.drafts else 0
     context = rows * costs.context_reference_tokens
-    if isinstance(planner.policy, Goodput):  # it prices what is really there
+    if planner.policy.chooses_drafts:  # it prices what is really there
         drafted = int((state.logits[:, 0] > -np.inf).sum())
         context = float(state.context_tokens.sum())
     price = decode_step_seconds(costs, plan.step_tokens, rows, drafted, context)
@@ -224,9 +220,9 @@ def test_budget_and_lengths_come_apart_as_an_engine_needs_them(
         return
     context = float(roomy.context_tokens.sum())
     budget, seconds = planner.budget(roomy.stale_logits, context_tokens=context)
-    if isinstance(planner.policy, Goodput) and np.isneginf(roomy.logits).any():
+    if planner.policy.chooses_drafts and np.isneginf(roomy.logits).any():
         return  # an engine that asks before the draft drafts for everyone
     assert budget >= plan.lengths.sum()
-    if isinstance(planner.policy, GlobalBudget | SGLangPlanner):
+    if planner.policy.reads_confidences and not planner.policy.chooses_drafts:
         assert planner.assign(roomy.logits, budget).tolist() == plan.lengths.tolist()
         assert np.isnan(seconds) or seconds == plan.predicted_step_s

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.sglang_tables import SpsAdditiveTable, SpsTable
-from sglang_dspark.core.decide import TABLE_ADDITIVE, TABLE_SPS, PolicyTables
 from sglang_dspark.core.state import Floats
-from tests.core.plain_policies import SGLANG, best_first, costs_of, decided, policy_of, survivals
+from sglang_dspark.core.tables import SGLANG, TABLE_ADDITIVE, TABLE_SPS, PolicyTables
+from tests.core.plain_policies import best_first, costs_of, decided, policy_of, survivals
 
 MOST_TOKENS, MOST_REQUESTS = 40, 8
 FREE = costs_of(np.ones(50))

@@ -1,0 +1,1 @@
+"""Logs of steps, written, bounded, read and replayed."""

@@ -1,0 +1,1 @@
+"""DSPARK inside the real SGLang on a CPU."""

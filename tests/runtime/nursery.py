@@ -21,15 +21,15 @@ import importlib
 import json
 import multiprocessing
 import os
-import pkgutil
 import random
 import signal
 import sys
 import tempfile
 import time
 import warnings
-from pathlib import Path
 from typing import Any
+
+from benchmarks.servers import unneeded_models
 
 _MODELS = {"qwen3", "qwen2", "registry", "utils", "transformers"}
 """Modules of SGLang's model folder that the servers here need; the others take 20 s to import."""
@@ -44,12 +44,7 @@ _ADOPT_ORPHANS = 36
 def _warm_up() -> None:
     """Import all that a server will, with our plugin in place."""
     warnings.simplefilter("ignore")
-    import sglang
-
-    models = Path(sglang.__path__[0]) / "srt" / "models"
-    os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = ",".join(
-        name for _, name, _ in pkgutil.iter_modules([str(models)]) if name not in _MODELS
-    )
+    os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = unneeded_models(_MODELS)
     from sglang.srt.utils.common import suppress_noisy_warnings
 
     suppress_noisy_warnings()

@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,18 +22,10 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.servers import CPU_ARGUMENTS, CPU_ENVIRONMENT, free_port, wait_healthy
+from tests.waiting import HUNG_S
 
-CPU_ENVIRONMENT = {
-    "SGLANG_USE_CPU_ENGINE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "PYTHONWARNINGS": "ignore",
-}
-"""What SGLang needs on a machine without a GPU, and one thread per process."""
+ROOT = Path(__file__).parents[2]
 
 STRICT_ENVIRONMENT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
@@ -46,39 +35,9 @@ STRICT_ENVIRONMENT = {
 """SGLang's own accounting of KV pages, checked at every step: a leak or a page with two owners
 stops the server."""
 
-CPU_ARGUMENTS = (
-    *("--device", "cpu"),
-    *("--attention-backend", "torch_native"),
-    *("--sampling-backend", "pytorch"),
-    *("--grammar-backend", "none"),
-    *("--dtype", "float32"),
-    *("--mem-fraction-static", "0.5"),
-    "--disable-cuda-graph",
-    "--sleep-on-idle",
-    "--enable-metrics",
-    *("--log-level", "info"),
-    *("--log-level-http", "warning"),
-    *("--random-seed", "1"),
-)
-
-_READY_S = 120.0
-_WARM_S = 300.0
-_COLD_S = 300.0
-
 
 class ServerDied(RuntimeError):
     """The server ended, or never came up; the message carries the end of its log."""
-
-
-def free_port() -> int:
-    """A TCP port nobody listens on, low enough for the second one that SGLang puts above it, and
-    below those that the system gives to clients: one that waits for the server there may be given
-    the port itself, and then talks to itself."""
-    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("100 ports between 20000 and 30000 are taken; end what listens there")
 
 
 @dataclass(kw_only=True)
@@ -113,17 +72,12 @@ class Server:
             body: bytes = answer.read()
             return body
 
-    def wait(self, *, timeout_s: float = _READY_S) -> None:
+    def wait(self, *, timeout_s: float = HUNG_S) -> None:
         """Until it answers /health; ``ServerDied`` when it does not."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if self.exit_code() is not None:
-                break
-            try:
-                self.get("/health", timeout_s=20)
-                return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.05)
+        if wait_healthy(
+            self.url, lambda: self.exit_code() is None, timeout_s=timeout_s, every_s=0.05
+        ):
+            return
         raise ServerDied(f"{self.url} is not healthy (exit {self.exit_code()})\n{self.log[-6000:]}")
 
     def stop(self) -> None:
@@ -245,10 +199,35 @@ class Nursery:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def launched(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """(url, process) of ``python -m sglang.launch_server``, started from cold as a user does."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with open(log, "w") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "sglang.launch_server", *arguments, "--port", str(port)],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **CPU_ENVIRONMENT, **(environment or {})},
+            start_new_session=True,
+        )
+    try:
+        if not wait_healthy(url, lambda: server.poll() is None, timeout_s=HUNG_S):
+            raise ServerDied(log.read_text(errors="replace")[-4000:])
+        yield url, server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
 def plain_arguments(target: Path | str, *, kv_tokens: int = 4096, requests: int = 8) -> list[str]:
     """A server without speculation."""
     return [
-        *("--model-path", str(target), *CPU_ARGUMENTS),
+        *("--model-path", str(target), *CPU_ARGUMENTS, "--enable-metrics"),
         *("--max-total-tokens", str(kv_tokens), "--max-running-requests", str(requests)),
     ]
 

@@ -1,0 +1,1 @@
+"""The simulator's laws, and what its commands print and leave."""

@@ -1,0 +1,1 @@
+"""Traces: schema, converters, generator, recording."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from traces import Request, Trace, load_trace, meta_path, read_requests, write_trace
+from traces import (
+    Request,
+    Trace,
+    load_trace,
+    meta_path,
+    read_requests,
+    shipped_traces,
+    write_trace,
+)
 
 GOOD: dict[str, Any] = {
     "request_id": "a",
@@ -235,6 +244,51 @@ def test_empty_missing_folder_and_marked_files_are_refused(tmp_path: Path) -> No
     (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
     with pytest.raises(ValueError, match=":1: begins with a byte order mark"):
         load_trace(tmp_path / "t.jsonl")
+
+
+@pytest.mark.example
+def test_a_shipped_trace_goes_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(shipped_traces()) == ["chat", "code", "math", "mixed"]
+    trace = load_trace("chat")
+    assert (trace.name, len(trace)) == ("chat", 4695)
+    assert trace.sha256 == load_trace(shipped_traces()["chat"]).sha256
+    requests, meta = read_requests("chat")
+    assert (len(requests), meta and meta.block_tokens) == (4695, 256)
+
+
+@pytest.mark.example
+def test_only_a_file_of_exactly_that_path_stands_before_a_shipped_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = json.dumps(GOOD) + "\n"
+    (tmp_path / "chat.jsonl").write_text(own)
+    (tmp_path / "code").mkdir()
+    assert len(load_trace("chat")) == 4695
+    assert len(load_trace("code")) == 4880
+    assert len(load_trace("chat.jsonl")) == 1
+    (tmp_path / "chat").write_text(own)
+    assert len(load_trace("chat")) == 1
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("chta", "no trace 'chta'; did you mean 'chat'? shipped: chat, code, math, mixed; or give"),
+        ("none", "no trace 'none'; shipped: chat, code, math, mixed; or give a .jsonl file"),
+        ("traces/chat.jsonl", "check the path, or name a shipped trace: chat, code, math, mixed"),
+    ],
+)
+def test_a_name_that_is_no_trace_lists_the_shipped_ones(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        load_trace(name)
 
 
 @pytest.mark.example

@@ -1,8 +1,8 @@
 """``CostModel``: what one serving step costs on one replica, as a file states it.
 
 Owns the file format as a whole (schema 1), the choice of kind and the way to ``CostTables``.
-The parts are in ``cost_schema.py``, the formulas of kind ``roofline`` in ``roofline.py``, the
-pricing of a step in ``cost_tables.py``. Knows no policy and no clock.
+The parts are in ``schema``, the formulas of kind ``roofline`` in ``roofline``, the pricing of a
+step in ``tables``. Knows no policy and no clock.
 
 A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
 ``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may
@@ -12,7 +12,6 @@ leave those out: they are derived from its config and data sheet.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import re
@@ -42,7 +41,7 @@ from sglang_dspark.core.costs.schema import (
     check_choice,
 )
 from sglang_dspark.core.costs.tables import CostTables
-from sglang_dspark.files import atomic_write, decode_record, read_json
+from sglang_dspark.files import atomic_write, decode_record, did_you_mean, read_json
 
 SCHEMA_VERSION = 1
 KINDS = ("table", "additive", "roofline")
@@ -280,6 +279,20 @@ def shipped_cost_models() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
 
 
+def describe_shipped() -> list[dict[str, Any]]:
+    """A row on each shipped cost model, for ``dspark list``."""
+    models = [load_cost_model(name) for name in shipped_cost_models()]
+    return [
+        {
+            "name": model.name,
+            "origin": model.provenance.origin,
+            "model": model.provenance.model,
+            "hardware": model.provenance.hardware,
+        }
+        for model in models
+    ]
+
+
 def load_cost_model(name_or_path: str | Path) -> CostModel:
     """A shipped cost model by name, or any by its file's path.
 
@@ -293,9 +306,8 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
     elif Path(text).suffix == ".json" or Path(text).exists():
         path = Path(text)
     else:
-        near = difflib.get_close_matches(text, names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"no cost model {text!r}; {hint}shipped: {', '.join(names)}; or give a .json file"
+            f"no cost model {text!r}; {did_you_mean(text, names)}shipped: {', '.join(names)}; "
+            "or give a .json file"
         )
     return decode_cost_model(read_json(path), where=str(path))

@@ -1,6 +1,6 @@
 """The parts of a cost-model file: what each field means and which values are refused.
 
-Owns the checks of one part at a time and the sentences they fail with. ``cost.py`` puts the parts
+Owns the checks of one part at a time and the sentences they fail with. ``model`` puts the parts
 together and turns them into tables; this file knows no arithmetic of steps.
 """
 

@@ -163,14 +163,19 @@ def write_cache(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = Parser(prog="python -m sglang_dspark.draft.cache", description=__doc__)
-    parser.add_argument("samples", help="JSONL of sglang_dspark.draft.generate")
+    parser = Parser(
+        description="Keep the target's hidden states of training samples on disk, for trainings "
+        "that then need no target. Killed, the same command goes on.",
+        examples=["samples.jsonl --target TARGET --layers 0 1 2 --out cache"],
+        page="docs/serving.md",
+    )
+    parser.add_argument("samples", metavar="SAMPLES", help="JSONL of draft generate")
     parser.add_argument("--target", required=True, help="folder of the target")
     parser.add_argument("--out", required=True, help="folder; continued when it exists")
     parser.add_argument("--layers", type=int, nargs="+", help="captured layers of the drafter")
     parser.add_argument("--drafter", help="config.json to take the layers from instead")
     parser.add_argument("--max-tokens", type=int, default=4096, help="cut samples to this")
-    parser.add_argument("--shard-tokens", type=int, default=65_536)
+    parser.add_argument("--shard-tokens", type=int, default=65_536, help="in one file")
     parser.add_argument("--batch", type=int, default=8, help="sequences in one prefill")
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of transformers' loading
     given = parser.parse_args(arguments)

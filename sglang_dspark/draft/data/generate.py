@@ -17,13 +17,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from sglang_dspark.cli import Parser
-from sglang_dspark.draft.data.answers import (
-    generate_from_server,
-    generate_local,
-    load_tokenizer,
-    prompt_tokens,
-    stop_tokens,
-)
+from sglang_dspark.draft.data.answers import generate_from_server, generate_local, load_tokenizer
 from sglang_dspark.draft.data.fingerprint import file_sha256, model_fingerprint
 from sglang_dspark.draft.data.prompts import read_prompts
 from sglang_dspark.draft.data.samples import SampleLog
@@ -31,23 +25,30 @@ from sglang_dspark.draft.data.server import Server
 from sglang_dspark.draft.evaluation.sampling import Sampling
 from sglang_dspark.draft.model.target import Target
 
-__all__ = ["load_tokenizer", "main", "prompt_tokens", "stop_tokens"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = Parser(prog="python -m sglang_dspark.draft.generate", description=__doc__)
-    parser.add_argument("prompts", help="JSONL: turns, text or tokens")
+    parser = Parser(
+        description="Let the target answer prompts: the text that drafters are trained on. The "
+        "same command continues what was interrupted.",
+        examples=[
+            "prompts.jsonl --target TARGET --out samples.jsonl",
+            "prompts.jsonl --target TARGET --out samples.jsonl --url http://127.0.0.1:30000 "
+            "--model NAME",
+        ],
+        page="docs/serving.md",
+    )
+    parser.add_argument("prompts", metavar="PROMPTS", help="JSONL: turns, text or tokens")
     parser.add_argument("--target", required=True, help="folder of the target, or its tokenizer")
     parser.add_argument("--out", required=True, help="JSONL of samples; continued when it exists")
     parser.add_argument("--url", help="OpenAI-compatible server to ask instead of our own sampler")
     parser.add_argument("--model", default="default", help="model name that the server serves")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--max-tokens", type=int, default=2048)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0: greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of sampling; 1: off")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="per answer")
     parser.add_argument("--batch", type=int, default=64, help="prompts in flight at a time")
     parser.add_argument("--limit", type=int, help="answer only the first so many prompts")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of transformers' loading
     given = parser.parse_args(arguments)
     for name in ("max_tokens", "batch"):

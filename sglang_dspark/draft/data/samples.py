@@ -124,13 +124,7 @@ class SampleLog:
                 )
             write_json(beside, settings)
             return
-        before = read_json(beside)
-        for key in sorted({*before, *settings}):
-            if before.get(key) != settings.get(key):
-                raise ValueError(
-                    f"{self.path}: was begun with {key} {before.get(key)!r}, now it is "
-                    f"{settings.get(key)!r}; give the same or a new file"
-                )
+        refuse_other_settings(beside, settings, what=str(self.path), again="a new file")
 
     def _cut_partial_line(self) -> int:
         """Remove what follows the last newline; returns the bytes that stay."""
@@ -174,3 +168,17 @@ class SampleLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def refuse_other_settings(
+    written: Path, settings: dict[str, Any], *, what: str, again: str
+) -> None:
+    """``ValueError`` unless ``settings`` are those in the JSON file ``written``: what was begun
+    with some goes on with the same."""
+    before = read_json(written)
+    for key in sorted({*before, *settings}):
+        if before.get(key) != settings.get(key):
+            raise ValueError(
+                f"{what}: was begun with {key} {before.get(key)!r}, now it is "
+                f"{settings.get(key)!r}; give the same or {again}"
+            )

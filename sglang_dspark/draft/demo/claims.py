@@ -151,7 +151,7 @@ def claims(
 ) -> list[Claim]:
     """Every claim that the logs can speak to.
 
-    ``rounds``: by ``CORPUS-DRAFTER-T1`` (see ``demo_recipe.evaluation_name``); ``fits``: corpus ->
+    ``rounds``: by ``CORPUS-DRAFTER-T1`` (see ``recipe.evaluation_name``); ``fits``: corpus ->
     decode temperature -> methods, of DSpark; ``batch_round_ms``: of one DSpark evaluation.
     """
     found = []

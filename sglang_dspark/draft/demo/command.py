@@ -10,7 +10,6 @@ cached by recipe and version; stopped or killed, the same command goes on. Owns 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import fcntl
 import os
@@ -18,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def trained_pair(
 def measure(recipe: DemoRecipe, folder: Path) -> list[Claim]:
     """The claims, from a finished run's logs."""
     from sglang_dspark.draft.evaluation.calibrate import fit_all
-    from sglang_dspark.logs.rounds import Rounds, join_rounds, read_rounds
+    from sglang_dspark.logs.acceptance_log import read_rounds
+    from sglang_dspark.logs.rounds import Rounds, join_rounds
 
     rounds: dict[str, Rounds] = {}
     fits: dict[str, dict[float, list[Fit]]] = {}
@@ -140,17 +141,23 @@ def _draw(recipe: DemoRecipe, folder: Path, rounds: Any, fits: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(
-        prog="python -m sglang_dspark.draft.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="From the text of the installed Python to the paper's claims, on a laptop: "
+        "trains small targets, DSpark and its baselines, evaluates, calibrates, and prints the "
+        "claims beside what was measured. What is made is kept; killed, the same command goes on.",
+        examples=["", "--until templated-dspark", "--recipe seconds --cache demo"],
+        page="docs/serving.md",
     )
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="laptop")
+    parser.add_argument(
+        "--recipe", choices=tuple(RECIPES), default="laptop", help="laptop: minutes; seconds: a try"
+    )
     parser.add_argument("--cache", default=str(default_cache()), help="folder for all that is made")
     parser.add_argument("--workers", type=int, default=2, help="stages at a time; 0: in-process")
     parser.add_argument("--until", nargs="+", metavar="STAGE", help="make only these, no report")
     given = parser.parse_args(arguments)
     if given.workers < 0:
         raise ValueError(f"--workers {given.workers}: give 0 or more")
+    if find_spec("torch") is None:  # or else the first stage would say so, from its own process
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     recipe = RECIPES[given.recipe]()
     start_s = time.perf_counter()
 

@@ -11,7 +11,6 @@ or ``--method``'s) and ``sts.json`` (SGLang's ``--speculative-dspark-confidence-
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -23,7 +22,8 @@ from sglang_dspark.cli import Parser
 from sglang_dspark.core.calibration import Calibration, save_sts
 from sglang_dspark.draft.evaluation.calibration_fit import METHODS, Fit, fit
 from sglang_dspark.files import make_folder, write_json
-from sglang_dspark.logs.rounds import Rounds, join_rounds, read_rounds
+from sglang_dspark.logs.acceptance_log import read_rounds
+from sglang_dspark.logs.rounds import Rounds, join_rounds
 
 _TITLES = {"sts": "sequential temperatures (STS)", "bias": "temperature and bias"}
 
@@ -100,11 +100,15 @@ def write_fits(folder: str, fits: dict[float, list[Fit]], method: str) -> list[s
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(
-        prog="python -m sglang_dspark.draft.calibrate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Fit calibrations of the confidences to logs of verify rounds. Every decode "
+        "temperature in the logs gets its own: calibration.json, for a policy file, and sts.json, "
+        "for SGLang's --speculative-dspark-confidence-sts-path.",
+        examples=["eval/rounds.parquet -o calibration"],
+        page="docs/serving.md",
     )
-    parser.add_argument("logs", nargs="+", help="Parquet logs of fully verified rounds")
+    parser.add_argument(
+        "logs", nargs="+", metavar="LOG", help="Parquet logs of fully verified rounds"
+    )
     parser.add_argument("-o", "--out", required=True, help="folder for the files")
     parser.add_argument(
         "--method", choices=("best", *METHODS), default="best", help="what calibration.json holds"

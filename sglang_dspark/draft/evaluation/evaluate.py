@@ -25,6 +25,7 @@ from sglang_dspark.cli import Parser
 from sglang_dspark.draft.data.answers import load_tokenizer
 from sglang_dspark.draft.data.fingerprint import file_sha256, model_fingerprint
 from sglang_dspark.draft.data.prompts import Prompt, read_prompts
+from sglang_dspark.draft.data.samples import refuse_other_settings
 from sglang_dspark.draft.evaluation.decode import PARTS
 from sglang_dspark.draft.evaluation.recording import Recording, Settings, record
 from sglang_dspark.draft.evaluation.reliability import (
@@ -45,8 +46,9 @@ from sglang_dspark.draft.evaluation.report_figures import (
 from sglang_dspark.draft.evaluation.sampling import Sampling
 from sglang_dspark.draft.model.checkpoint import load_drafter
 from sglang_dspark.draft.model.target import Target
-from sglang_dspark.files import make_folder, read_json, write_json
-from sglang_dspark.logs.rounds import Rounds, write_rounds
+from sglang_dspark.files import make_folder, write_json
+from sglang_dspark.logs.acceptance_log import write_rounds
+from sglang_dspark.logs.rounds import Rounds
 
 THRESHOLDS = np.arange(10) / 10
 EVERYTHING = "all"
@@ -194,22 +196,20 @@ def _check_same(folder: Path, settings: dict[str, Any]) -> None:
     if not beside.exists():
         write_json(beside, settings)
         return
-    before = read_json(beside)
-    for key in sorted({*before, *settings}):
-        if before.get(key) != settings.get(key):
-            raise ValueError(
-                f"{folder}: was begun with {key} {before.get(key)!r}, now it is "
-                f"{settings.get(key)!r}; give the same or a new folder"
-            )
+    refuse_other_settings(beside, settings, what=str(folder), again="a new folder")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m sglang_dspark.draft.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measure a drafter on prompts: what is accepted, how true its confidences are, "
+        "and a log of rounds for draft calibrate and for --acceptance of run. Killed, the same "
+        "command goes on.",
+        examples=["prompts.jsonl --target TARGET --drafter run/step_1000 -o eval"],
+        page="docs/metrics.md",
     )
-    parser.add_argument("prompts", nargs="+", help="JSONL: turns (DeepSpec), text or tokens")
+    parser.add_argument(
+        "prompts", nargs="+", metavar="PROMPTS", help="JSONL: turns (DeepSpec), text or tokens"
+    )
     parser.add_argument("--target", required=True, help="folder of the target model")
     parser.add_argument("--drafter", required=True, help="checkpoint folder")
     parser.add_argument("-o", "--out", required=True, help="folder for the results")
@@ -217,12 +217,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--skip", type=int, default=0, help="leave out so many of each file first")
     parser.add_argument("--new-tokens", type=int, default=128, help="per answer, at most")
     parser.add_argument("--batch", type=int, default=32, help="prompts decoded together")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0: greedy")
+    parser.add_argument("--top-p", type=float, default=1.0, help="of sampling; 1: off")
+    parser.add_argument("--top-k", type=int, default=0, help="of sampling; 0: off")
+    parser.add_argument("--min-p", type=float, default=0.0, help="of sampling; 0: off")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the files' own")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of sampling")
     return parser
 
 

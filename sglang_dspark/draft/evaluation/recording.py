@@ -21,7 +21,8 @@ from sglang_dspark.draft.evaluation.decode import PARTS, VerifyAll, speculate
 from sglang_dspark.draft.evaluation.sampling import Sampling
 from sglang_dspark.draft.model.target import Target
 from sglang_dspark.files import make_folder, read_json, write_json
-from sglang_dspark.logs.rounds import Rounds, join_rounds, read_rounds, write_rounds
+from sglang_dspark.logs.acceptance_log import read_rounds, write_rounds
+from sglang_dspark.logs.rounds import Rounds, join_rounds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,12 @@
+"""The drafter: what it computes and the files it comes in. In order of import:
+
+- ``config``: ``config.json``, strictly
+- ``ends``: embedding and lm_head, shared with the target
+- ``layers``: norms, rotary embeddings, attention of blocks over a context
+- ``heads``: Markov bias and confidence, slot after slot
+- ``model``: ``Drafter``, training and decoding passes
+- ``eagle``: the autoregressive baseline
+- ``target``: the seam to transformers
+- ``checkpoint``: a folder in DeepSpec's layout, whole or not at all
+- ``recipes``: configurations by name, released and laptop-sized
+"""

@@ -1,0 +1,9 @@
+"""The objective, the loop around it, and two commands. In order of import:
+
+- ``config``: a run's settings, and which a resume must repeat
+- ``losses``: the training objective in pieces, no [N*K, V] tensor
+- ``optim``: AdamW on flat float32 masters
+- ``loop``: blocks of states in, optimiser steps out, resumable at any kill
+- ``train``: the command that trains a drafter
+- ``pretrain``: the command that makes a small target
+"""

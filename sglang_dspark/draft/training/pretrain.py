@@ -140,13 +140,18 @@ def save_target(model: Any, tokenizer: Any, folder: str | Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     defaults = TargetRecipe()
-    parser = Parser(prog="python -m sglang_dspark.draft.pretrain", description=__doc__)
-    parser.add_argument("corpus", choices=CORPORA)
+    parser = Parser(
+        description="Train a small Qwen3 target from nothing on a laptop corpus; it becomes an "
+        "ordinary Hugging Face folder that transformers and servers load.",
+        examples=["stdlib --out target --prompts-out prompts.jsonl"],
+        page="docs/serving.md",
+    )
+    parser.add_argument("corpus", choices=CORPORA, help="what it learns to write")
     parser.add_argument("--out", required=True, help="folder to write the target to")
-    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="of training")
     parser.add_argument("--prompts-out", help="JSONL to write unseen prompts to")
     parser.add_argument("--prompts", type=int, default=1000, help="how many")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of corpus and weights")
     given = parser.parse_args(arguments)
     if given.steps < 1 or given.prompts < 1:
         raise ValueError(f"--steps {given.steps} --prompts {given.prompts}: give 1 or more")

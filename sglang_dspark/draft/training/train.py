@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m sglang_dspark.draft.train --config train.json
 
 Owns the command: which target, data and drafter a run is made of, and the processes it spans. The
-loop is ``training``. Stopped or killed, the same command goes on where it was: the final weights
+loop is ``loop``. Stopped or killed, the same command goes on where it was: the final weights
 are those of an uninterrupted run, to the bit on CPU with the same number of processes and threads.
 bf16 with float32 masters on CUDA, float32 on CPU.
 """
@@ -38,10 +38,19 @@ from sglang_dspark.draft.training.loop import Place, Trainer
 from sglang_dspark.draft.training.losses import DFLASH, LossMix
 from sglang_dspark.files import decode_record, read_json
 
-_FLAGS = (
-    *("target", "data", "out", "kind", "epochs", "batch", "micro_batch", "learning_rate"),
-    *("seed", "save_every"),
-)
+_FLAGS: dict[str, tuple[type, str]] = {
+    "target": (str, "folder of the target model"),
+    "data": (str, "samples of draft generate, or a folder of draft cache"),
+    "out": (str, "folder for checkpoints, metrics and the resume file"),
+    "kind": (str, "of drafter"),
+    "epochs": (float, "passes over the samples"),
+    "batch": (int, "sequences in a step, over all processes"),
+    "micro_batch": (int, "sequences that one process holds at a time"),
+    "learning_rate": (float, "its peak"),
+    "seed": (int, "of weights, order and anchors"),
+    "save_every": (int, "steps between writes of the resume file"),
+}
+"""Settings with a flag of their own: type, and what the help says."""
 
 
 @contextmanager
@@ -154,20 +163,25 @@ def read_config(given: argparse.Namespace) -> TrainConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = Parser(prog="python -m sglang_dspark.draft.train", description=__doc__)
-    parser.add_argument("--config", help="JSON of TrainConfig; flags go over it")
-    kinds: dict[str, Any] = {
-        "epochs": float,
-        "batch": int,
-        "micro_batch": int,
-        "learning_rate": float,
-        "seed": int,
-        "save_every": int,
-    }
-    for name in _FLAGS:
-        choices = KINDS if name == "kind" else None
+    parser = Parser(
+        description="Train a drafter: DSpark, or the DFlash and Eagle3 baselines. Stopped or "
+        "killed, the same command goes on where it was. Under torchrun it spans several GPUs.",
+        examples=[
+            "--target TARGET --data samples.jsonl --out run",
+            "--config train.json --kind dflash --out baseline",
+        ],
+        page="docs/serving.md",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON with these and more; flags go over it"
+    )
+    for name, (kind, about) in _FLAGS.items():
+        default = TrainConfig.__dataclass_fields__[name].default
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kinds.get(name, str), choices=choices
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            choices=KINDS if name == "kind" else None,
+            help=about if default is dataclasses.MISSING else f"{about} (default: {default})",
         )
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of transformers' loading
     config = read_config(parser.parse_args(arguments))

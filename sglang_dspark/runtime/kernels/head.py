@@ -225,7 +225,7 @@ def filter_rows(weights_RV: Tensor, *, rows_F: Tensor, choice: RowChoice) -> Non
 
 
 def drawn(weights_RV: Tensor, *, uniform_R: Tensor) -> Tensor:
-    """Tokens [R] from weights >= 0, as ``draft.sampling.draw``; a row of NaN gives any token."""
+    """Tokens [R] from weights >= 0, as ``evaluation.sampling.draw``; a row of NaN gives any."""
     rows_R = torch.arange(len(weights_RV), device=weights_RV.device)
     return drawn_rows(weights_RV, rows_F=rows_R, uniform_R=uniform_R)
 

@@ -65,14 +65,6 @@ class ServerClient:
         except json.JSONDecodeError:
             return text or None
 
-    def healthy(self) -> bool:
-        """Whether it serves."""
-        try:
-            self._ask(urllib.request.Request(self.url + "/health"), 20.0)
-        except Unreachable:
-            return False
-        return True
-
     def info(self) -> dict[str, Any]:
         """/server_info."""
         found: dict[str, Any] = self.get("/server_info")

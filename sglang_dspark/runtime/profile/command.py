@@ -6,8 +6,8 @@ Run it on the server's machine, with nothing else on the server. Drives it throu
 lengths, contexts and prompts, reads the server's own clock, fits, and writes a ``measured`` cost
 model with where it came from, its error and its range; also as SGLang's files (--sps, --additive).
 An interrupted run goes on where it stopped (a journal lies beside the output). Owns the order of
-things; pinning and reading is ``profile_lanes``, points are ``profile_grid``, numbers
-``profile_fit``, the file ``profile_model``. Imports no SGLang.
+things; pinning and reading is ``lanes``, points are ``grid``, numbers ``fit``, the file ``model``.
+Imports no SGLang.
 """
 
 from __future__ import annotations
@@ -260,17 +260,26 @@ class Profiler:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(
-        prog="python -m sglang_dspark.runtime.profile",
-        description="Measure a running server's step costs into a cost model.",
+        description="Measure a running server's step costs into a cost model. Run it on the "
+        "server's machine, with nothing else on the server; interrupted, the same command goes on.",
+        examples=[
+            "--url http://127.0.0.1:30000 -o mine.json",
+            "--url http://127.0.0.1:30000 -o mine.json --quick --sps sps.json",
+        ],
+        page="docs/rollout.md; the server: docs/serving.md",
     )
     parser.add_argument("--url", required=True, help="of the server, as http://host:port")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="cost model, .json")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.json", help="cost model to write"
+    )
     parser.add_argument("--name", help="of the cost model (default: the output's)")
-    parser.add_argument("--quick", action="store_true", help="a third of the points")
-    parser.add_argument("--steps", type=int, default=40, help="timed for each point (default 40)")
+    parser.add_argument("--quick", action="store_true", help="measure a third of the points")
+    parser.add_argument("--steps", type=int, default=40, help="timed for each point")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the requests")
-    parser.add_argument("--sps", type=Path, help="also write SGLang's SPS table")
-    parser.add_argument("--additive", type=Path, help="also write SGLang's additive table")
+    parser.add_argument("--sps", type=Path, metavar="FILE", help="also write SGLang's SPS table")
+    parser.add_argument(
+        "--additive", type=Path, metavar="FILE", help="also write SGLang's additive table"
+    )
     parser.add_argument("--anyway", action="store_true", help="write flat or falling times too")
     given = parser.parse_args(arguments)
     if given.steps < 4:
@@ -338,7 +347,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts=gpu_facts(),
         watts=(idle, journal.power),
         command=shlex.join(
-            ["python", "-m", "sglang_dspark.runtime.profile", *(arguments or sys.argv[1:])]
+            [
+                "python",
+                "-m",
+                "sglang_dspark.runtime.profile",
+                *(sys.argv[1:] if arguments is None else arguments),
+            ]
         ),
     )
     model.save(given.output)

@@ -1,8 +1,8 @@
 """From measured points to a cost model: the fit, its error, and what makes it untrustworthy.
 
-The forward is T(R, M) = bias + alpha(R) + theta(M) + context, all parts non-negative and
-non-decreasing, fitted to relative errors by non-negative least squares: with increments for
-unknowns, every solution is a valid ``AdditiveCost``. Pure numbers: knows no server and no clock.
+The forward is T(R, M) = bias + alpha(R) + theta(M) + context, fitted to relative errors by
+``core.costs.fit``; owns what is probed and what contexts are measured from. Pure numbers: knows no
+server and no clock.
 
 Symbols: R requests, M tokens of the target's forward.
 """
@@ -14,12 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
+from sglang_dspark.core.costs.fit import (
+    LEAST_S,
+    fit_parts,
+    from_zero,
+    relative_errors,
+    relative_rises,
+)
 from sglang_dspark.core.costs.schema import (
     AdditiveCost,
     ContextCost,
@@ -34,7 +39,6 @@ Floats = npt.NDArray[np.float64]
 MOST_TOKEN_PROBES = 24
 LEAST_NOISE = 0.05
 """Relative: differences below it are never called a trend, however small the spread looks."""
-_LEAST_S = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,54 +124,41 @@ def fit_forward(points: Sequence[DecodePoint]) -> tuple[AdditiveCost, ContextCos
     tokens = _thinned(sorted({round(p.tokens) for p in points}))
     reference = round(sum(p.context_tokens for p in points) / sum(p.requests for p in points))
     seconds = np.array([p.forward_s for p in points])
-    found, relative = _solve(
-        [
-            np.ones(len(points)),
-            _increments(requests, [p.requests for p in points]),
-            _increments(tokens, [p.tokens for p in points]),
-            # Signed: a context below the reference takes off.
-            [p.context_tokens - p.requests * reference for p in points],
-        ],
+    parts = fit_parts(
         seconds,
+        curves=(
+            _sizes([p.requests for p in points], requests),
+            _sizes([p.tokens for p in points], tokens),
+        ),
+        slopes=(_beyond(points, reference),),
+        loss=relative_rises,
     )
-    steps_R = found[1 : len(requests)]
-    steps_M = found[len(requests) : len(requests) + len(tokens) - 1]
     additive = AdditiveCost(
-        bias_s=max(float(found[0]), _LEAST_S),
+        bias_s=max(parts.bias_s, LEAST_S),
         requests=tuple(requests),
-        alpha_s=tuple(np.concatenate([[0.0], np.cumsum(steps_R)]).tolist()),
+        alpha_s=tuple(from_zero(parts.rises_s[0]).tolist()),
         tokens=tuple(tokens),
-        theta_s=tuple(np.concatenate([[0.0], np.cumsum(steps_M)]).tolist()),
+        theta_s=tuple(from_zero(parts.rises_s[1]).tolist()),
         origin="measured",
         note="the target's forward and what follows it in a step, between probes linear",
     )
     context = ContextCost(
-        token_s=float(found[-1]),
+        token_s=parts.slopes_s[0],
         reference_tokens=reference,
         origin="measured",
         note="of the forward and of drafting, fitted together with them",
     )
-    return additive, context, relative
+    return additive, context, relative_errors(parts.fitted_s, seconds)
 
 
-def _solve(columns: Sequence[Any], seconds: Floats) -> tuple[Floats, Floats]:
-    """(non-negative factors of the columns that fit the seconds, relative errors)."""
-    design = np.column_stack(columns)
-    scale = np.abs(design).max(axis=0)
-    scale[scale == 0] = 1.0
-    weight = 1 / np.maximum(seconds, _LEAST_S)
-    found, _ = nnls(design / scale * weight[:, None], seconds * weight)
-    found = found / scale
-    return found, np.abs(design @ found - seconds) * weight
+def _sizes(sizes: Sequence[float], probes: Sequence[int]) -> tuple[Floats, Floats]:
+    """A curve's sizes and knots; a mean a little beyond the last probe counts as the probe."""
+    return np.minimum(np.array(sizes, dtype=np.float64), probes[-1]), np.array(probes, np.float64)
 
 
-def _increments(probes: Sequence[int], sizes: Sequence[float]) -> Floats:
-    """[points, probes - 1]: how much of the rise between two probes each size has behind it."""
-    columns = [
-        np.clip((np.array(sizes, dtype=np.float64) - low) / (high - low), 0.0, 1.0)
-        for low, high in pairwise(probes)
-    ]
-    return np.column_stack(columns) if columns else np.zeros((len(sizes), 0))
+def _beyond(points: Sequence[DecodePoint], reference: int) -> Floats:
+    """Context tokens beyond the reference; signed, a context below it takes off."""
+    return np.array([p.context_tokens - p.requests * reference for p in points], np.float64)
 
 
 def _thinned(sizes: list[int]) -> list[int]:
@@ -188,15 +179,13 @@ def fit_draft(
     if any(point.draft_s <= 0 for point in points):
         return None, 0.0
     requests = sorted({p.requests for p in points})
-    found, _ = _solve(
-        [
-            np.ones(len(points)),
-            _increments(requests, [p.requests for p in points]),
-            [p.context_tokens - p.requests * reference for p in points],
-        ],
+    parts = fit_parts(
         np.array([p.draft_s for p in points]),
+        curves=(_sizes([p.requests for p in points], requests),),
+        slopes=(_beyond(points, reference),),
+        loss=relative_rises,
     )
-    block_s = np.cumsum(np.concatenate([[max(found[0], _LEAST_S)], found[1:-1]]))
+    block_s = np.cumsum([max(parts.bias_s, LEAST_S), *parts.rises_s[0]])
     draft = DraftCost(
         gamma=gamma,
         requests=tuple(requests),
@@ -205,7 +194,7 @@ def fit_draft(
         origin="measured",
         note="at the reference context; what longer contexts add is in the context block",
     )
-    return draft, float(found[-1])
+    return draft, parts.slopes_s[0]
 
 
 def fit_prefill(points: Sequence[PrefillPoint]) -> tuple[PrefillCost, Floats]:
@@ -213,15 +202,16 @@ def fit_prefill(points: Sequence[PrefillPoint]) -> tuple[PrefillCost, Floats]:
     seconds = np.array([p.seconds for p in points])
     sizes = np.array([p.tokens for p in points], dtype=np.float64)
     chunks = np.array([p.chunks for p in points], dtype=np.float64)
-    found, relative = _solve([chunks, sizes, sizes**2 / 2], seconds)
+    design = np.stack((chunks, sizes, sizes**2 / 2), axis=1)
+    found = relative_rises(design, seconds)
     cost = PrefillCost(
         base_s=float(found[0]),
-        token_s=max(float(found[1]), _LEAST_S),
+        token_s=max(float(found[1]), LEAST_S),
         pair_s=float(found[2]),
         origin="measured",
         note=f"{len(points)} prompts of {int(sizes.min())} to {int(sizes.max())} tokens",
     )
-    return cost, relative
+    return cost, relative_errors(design @ found, seconds)
 
 
 def falling(points: Sequence[DecodePoint]) -> list[tuple[DecodePoint, DecodePoint]]:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import FixedLength, NoSpeculation, SGLangPlanner
 from sglang_dspark.core.state import BatchState, Floats, Ints
 from sglang_dspark.runtime.kernels import lengths as kernels
 
@@ -107,7 +106,7 @@ class Decider:
     @property
     def is_sglang(self) -> bool:
         """Whether SGLang's own operator assigns the lengths."""
-        return isinstance(self.planner.policy, SGLangPlanner)
+        return self.planner.policy.as_sglang
 
     def no_history(self, requests: int) -> Floats:
         """[R, K] of NaN."""
@@ -173,8 +172,8 @@ class Decider:
         policy = self.planner.policy
         if decision.lengths is not None:
             return torch.from_numpy(decision.lengths).to(device, non_blocking=True)
-        if isinstance(policy, NoSpeculation | FixedLength):
-            each = 0 if isinstance(policy, NoSpeculation) else self.planner.policy_tables.length
+        if not policy.reads_confidences:
+            each = self.planner.policy_tables.length
             return torch.full((rows,), each, dtype=torch.int64, device=device)
         if not self.planner.decides_early:
             raise ValueError(f"policy {policy.name} has assigned no lengths; plan the step first")

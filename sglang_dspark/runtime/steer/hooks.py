@@ -21,7 +21,9 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.history import PrefillRate
+from sglang_dspark.core.policy import choices
 from sglang_dspark.core.state import Ints
+from sglang_dspark.runtime.observers import Observers
 from sglang_dspark.runtime.settings import Settings, flag, load
 from sglang_dspark.runtime.settings import check as check_settings
 from sglang_dspark.runtime.steer import self_check, targets
@@ -32,7 +34,7 @@ from sglang_dspark.runtime.steer.decision import (
     PolicyFailure,
     StepDecision,
 )
-from sglang_dspark.runtime.steer.observe import Observers, StepObserver
+from sglang_dspark.runtime.steer.observe import StepObserver
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,8 @@ class Steering:
             gamma=planner.gamma,
             max_requests=most,
             labels=_labels(server_args, tp_rank),
+            # With data-parallel attention one tensor-parallel rank of all writes.
+            sharing=1 if server_args.enable_dp_attention else server_args.dp_size,
         )
         self._observer = StepObserver(
             deployed.planner,
@@ -251,7 +255,7 @@ class Steering:
         """After ``Scheduler.get_internal_state``: the block ``dspark`` of /server_info."""
         self.collect()
         if self._observers is not None:
-            answer.internal_state["dspark"] = self._observers.summary()
+            answer.internal_state["dspark"] = self._observers.metrics.summary()
         return answer
 
     def _fail(self, failure: PolicyFailure, rows: int) -> None:
@@ -327,10 +331,10 @@ def prepare(server_args: Any) -> None:
     settings = Settings.from_environment()
     policy_file, _ = load(settings)
     policy = policy_file.policy
-    if policy.name == "sglang" and policy_file.calibration != Calibration():
+    if policy.as_sglang and policy_file.calibration != Calibration():
         raise ValueError(
-            "policy sglang decides as SGLang does, by its confidences as they are; leave out the "
-            "policy file's calibration and give --speculative-dspark-confidence-sts-path"
+            f"policy {policy.name} decides as SGLang does, by its confidences as they are; leave "
+            "out the policy file's calibration and give --speculative-dspark-confidence-sts-path"
         )
     if policy_file.correction.on:
         raise ValueError(
@@ -348,13 +352,11 @@ def prepare(server_args: Any) -> None:
             "--speculative-dspark-align-verify-tokens-to-graph-tier raises the budgets that the "
             "policy decides; leave it out, cost models know the tiers"
         )
-    if getattr(server_args, "enable_dp_attention", False) and policy.name in (
-        "threshold",
-        "early_stop",
-    ):
+    if getattr(server_args, "enable_dp_attention", False) and not policy.decides_early:
         raise ValueError(
             f"policy {policy.name} reads the current confidences, and with --enable-dp-attention "
-            f"the budget is agreed on before; set {flag('policy')} to global, sglang or fixed"
+            f"the budget is agreed on before; set {flag('policy')} to "
+            f"{choices(lambda kind: kind.decides_early)}"
         )
 
 

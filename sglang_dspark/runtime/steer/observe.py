@@ -8,11 +8,9 @@ hook. Nothing here may harm the server: what cannot be recorded is left out, wit
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,63 +20,15 @@ import torch
 from torch import Tensor
 
 from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import policy_label
 from sglang_dspark.core.state import BatchState, Bools, Ints, VerifyPlan
 from sglang_dspark.logs.records import StepRecord
-from sglang_dspark.logs.step_log import StepLog
-from sglang_dspark.logs.step_parts import header_of
-from sglang_dspark.runtime.metrics import WorkerMetrics
-from sglang_dspark.runtime.settings import Deployment, Settings
+from sglang_dspark.runtime.observers import Observers
 from sglang_dspark.runtime.steer.decision import StepDecision, logits_of
-
-logger = logging.getLogger(__name__)
 
 BROKEN = "confidences were NaN"
 OTHER_LENGTHS = "SGLang assigned other lengths"
 _MOST_PENDING = 64
 """Steps whose copies may be under way; the device is never so far behind."""
-
-
-class Observers:
-    """Who is told of every step: the metrics, and the step log where one was asked for."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        deployed: Deployment,
-        *,
-        gamma: int,
-        max_requests: int,
-        labels: Mapping[str, Any],
-    ) -> None:
-        self._log = None
-        if settings.step_log is not None and labels["tp_rank"] == 0:
-            header = header_of(
-                policy=deployed.policy_file,
-                cost_model=deployed.cost_model,
-                gamma=gamma,
-                max_requests=max_requests,
-                versions={name: importlib.metadata.version(name) for name in ("sglang", "torch")},
-            )
-            self._log = StepLog(settings.step_log, header=header, limit_mb=settings.step_log_mb)
-        self._metrics = WorkerMetrics(
-            gamma=gamma,
-            policy=policy_label(deployed.policy_file.policy),
-            cost_model=deployed.cost_model.name if deployed.priced else None,
-            calibration=deployed.policy_file.calibration,
-            labels=labels,
-            step_log=self._log,
-        )
-
-    def observe(self, record: StepRecord) -> None:
-        """One step's outcome."""
-        self._metrics.observe(record)
-        if self._log is not None:
-            self._log.observe(record)
-
-    def summary(self) -> dict[str, Any]:
-        """What /server_info shows."""
-        return self._metrics.summary()
 
 
 class StepClock:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
-from sglang_dspark.core.policy import SGLangPlanner
+from sglang_dspark.core.policy import policy_label
 from sglang_dspark.core.state import BatchState
+from sglang_dspark.core.tables import TABLE_ADDITIVE
 from sglang_dspark.runtime.steer import targets
 from sglang_dspark.runtime.steer.decision import Decider, fill_logits
 
@@ -80,13 +81,11 @@ def compare(planner: Any, decider: Decider, cost_model: CostModel) -> None:
 
 def _same_table(theirs: Any, decider: Decider, cost_model: CostModel) -> None:
     """``ValueError`` when SGLang was given a table that the policy does not decide by."""
-    policy = decider.planner.policy
-    assert isinstance(policy, SGLangPlanner)
     if len(getattr(theirs, "sample_batch_tokens", ())) == 1:
         return  # none was given
     exported = (
         to_additive(cost_model)
-        if policy.table == "additive"
+        if decider.planner.policy_tables.table == TABLE_ADDITIVE
         else to_sps(cost_model, decider.planner.gamma)
     )
     ours = dataclasses.asdict(exported)
@@ -95,7 +94,8 @@ def _same_table(theirs: Any, decider: Decider, cost_model: CostModel) -> None:
     ):
         raise ValueError(
             f"--speculative-dspark-sps-table-path is not the table of cost model "
-            f"{cost_model.name!r}, by which policy sglang:{policy.table} decides; leave it out"
+            f"{cost_model.name!r}, by which policy {policy_label(decider.planner.policy)} decides; "
+            "leave it out"
         )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import json
 import pkgutil
 import re
 import zipfile
@@ -31,7 +30,7 @@ SCHEDULER = "sglang.srt.managers.scheduler"
 VERIFIED = "0.5.21"
 """The release on which the lane's tests run."""
 REMEDY = (
-    f"install sglang=={VERIFIED} or another release that the README lists, or set "
+    f"install sglang=={VERIFIED} or another release that docs/serving.md lists, or set "
     "SGLANG_PLUGINS=none to run SGLang's own DSPARK"
 )
 
@@ -274,7 +273,7 @@ def survey(releases: Iterable[Release]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The README's rows of a survey."""
+    """A survey as rows of a page."""
     verified = found.get(VERIFIED, {}).get("decision_code")
     lines = ["| SGLang | hook targets | its decision code |", "| --- | --- | --- |"]
     for version, row in found.items():
@@ -303,13 +302,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(given.write, found)
     print(table(found))
     return 1 if any(row["differences"] for row in found.values()) else 0
-
-
-def surveyed() -> dict[str, Any]:
-    """The committed ``releases.json``."""
-    text = Path(__file__).with_name("releases.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 if __name__ == "__main__":

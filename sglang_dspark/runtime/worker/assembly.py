@@ -7,7 +7,6 @@ of a round.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
@@ -15,14 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 from sglang.srt.disaggregation.utils import DisaggregationMode
 from sglang.srt.server_args import get_global_server_args
 
-from sglang_dspark.core.corrected_planner import CorrectedPlanner
-from sglang_dspark.core.policy import policy_label
 from sglang_dspark.logs.records import StepRecord
-from sglang_dspark.logs.step_log import StepLog
-from sglang_dspark.logs.step_parts import header_of
-from sglang_dspark.runtime.drift import outcome_of
-from sglang_dspark.runtime.metrics import LiveSummary, WorkerMetrics
-from sglang_dspark.runtime.settings import Deployment, Settings, check
+from sglang_dspark.runtime.metrics import LiveSummary
+from sglang_dspark.runtime.observers import Observers
+from sglang_dspark.runtime.settings import Settings, check
 from sglang_dspark.runtime.worker import control
 from sglang_dspark.runtime.worker.planning import StepPlanner
 from sglang_dspark.runtime.worker.urgency import UrgencyReader
@@ -51,63 +46,21 @@ def refusing(build: Callable[P, T]) -> Callable[P, T]:
     return built
 
 
-class Observers:
-    """Who is told of every round: the metrics, and the step log where one was asked for."""
+def warn_of_degraded() -> Callable[[StepRecord], None]:
+    """A listener that tells of a round verified in full for a fault, once a minute."""
+    quiet_until_s = 0.0
 
-    def __init__(
-        self,
-        settings: Settings,
-        deployed: Deployment,
-        *,
-        gamma: int,
-        max_requests: int,
-        ranks: Mapping[str, Any],
-    ) -> None:
-        server_args = get_global_server_args()
-        self._log = None
-        if settings.step_log is not None and not ranks["tp_rank"]:
-            header = header_of(
-                policy=deployed.policy_file,
-                cost_model=deployed.cost_model,
-                gamma=gamma,
-                max_requests=max_requests,
-                versions={name: importlib.metadata.version(name) for name in ("sglang", "torch")},
-            )
-            # Data-parallel replicas share the folder, and so its limit.
-            limit_mb = max(1, settings.step_log_mb // server_args.dp_size)
-            self._log = StepLog(settings.step_log, header=header, limit_mb=limit_mb)
-        planner = deployed.planner
-        self._corrected = planner if isinstance(planner, CorrectedPlanner) else None
-        self._metrics = WorkerMetrics(
-            gamma=gamma,
-            policy=policy_label(deployed.policy_file.policy),
-            cost_model=deployed.cost_model.name if deployed.priced else None,
-            calibration=deployed.policy_file.calibration,
-            corrected=self._corrected,
-            labels=labels_of(server_args, ranks),
-            step_log=self._log,
-        )
-        self._quiet_until_s = 0.0
-        self.control: control.Control | None = None
-        # Read by /server_info among the server's arguments.
-        server_args.dspark = LiveSummary(self._metrics)
-
-    def observe(self, record: StepRecord) -> None:
-        """One round's outcome; a round verified in full for a fault is told, once a minute."""
-        if record.degraded and record.end_s >= self._quiet_until_s:
-            self._quiet_until_s = record.end_s + WARN_EVERY_S
+    def tell(record: StepRecord) -> None:
+        nonlocal quiet_until_s
+        if record.degraded and record.end_s >= quiet_until_s:
+            quiet_until_s = record.end_s + WARN_EVERY_S
             logger.warning(
                 "DSPARK: a step was verified in full, without the policy: %s; "
                 "sglang:dspark_degraded_steps counts them",
                 record.degraded,
             )
-        if self._corrected is not None:
-            self._corrected.learn(outcome_of(record))
-        self._metrics.observe(record)
-        if self._log is not None:
-            self._log.observe(record)
-        if self.control is not None:
-            self.control.observe(record)
+
+    return tell
 
 
 def labels_of(server_args: Any, ranks: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,12 +88,19 @@ def assemble(
         has_confidence_head=drafter.confidence_head is not None,
         max_requests=max_requests,
     )
-    observers = Observers(
-        settings, deployed, gamma=drafter.gamma, max_requests=max_requests, ranks=ranks
-    )
-    planner = StepPlanner(deployed.planner, pool_size)
-    observers.control = control.install(planner)
     server_args = get_global_server_args()
+    observers = Observers(
+        settings,
+        deployed,
+        gamma=drafter.gamma,
+        max_requests=max_requests,
+        labels=labels_of(server_args, ranks),
+        sharing=server_args.dp_size,
+    )
+    # Read by /server_info among the server's arguments.
+    server_args.dspark = LiveSummary(observers.metrics)
+    planner = StepPlanner(deployed.planner, pool_size)
+    observers.listeners += [warn_of_degraded(), control.install(planner).observe]
     urgency = UrgencyReader(
         deployed.planner,
         by_priority=server_args.enable_priority_scheduling,

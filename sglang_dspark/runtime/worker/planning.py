@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from sglang_dspark.core.history import ConfidenceMemory, PrefillRate
 from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Bools, Floats, Ints, VerifyPlan
 from sglang_dspark.runtime.worker.urgency import NOTHING_URGENT, Urgency
 
@@ -28,7 +27,7 @@ class StepPlanner:
         self._memory = ConfidenceMemory(pool_size, planner.gamma)
         self._note_P = np.full(pool_size, np.nan)
         self._drafts_P = np.ones(pool_size, dtype=np.bool_)
-        self._drafts_new = not isinstance(planner.policy, NoSpeculation)
+        self._drafts_new = planner.policy.drafts
         self._prefills = PrefillRate()
         self.forced_length: int | None = None
         """Verify this many drafts of each request, whatever the policy says; set by ``control``."""

@@ -2,7 +2,7 @@
 
 Owns AUC and ECE of the prefix survival a_k (the product of the first k confidences) against the
 prefix mask, raw and after sequential temperature scaling, and the threshold sweep. Knows no
-published figure and no file. Rounds are weighed as in ``acceptance_quadrature``; given a round's
+published figure and no file. Rounds are weighed as in ``quadrature``; given a round's
 context the positions are independent, so the law of log a_k is a convolution on a grid.
 """
 

@@ -4,7 +4,7 @@
 
 Owns which profiles there are, what each says about its origins, and the report of figures achieved
 beside figures published. ``targets.json`` holds the published figures with their sources;
-``acceptance_solve`` fits them and states what is assumed. The same sources give the same files
+``solve`` fits them and states what is assumed. The same sources give the same files
 on the same machine.
 """
 

@@ -1,7 +1,7 @@
 """The figures that an acceptance process produces, by quadrature: no random number, no simulation.
 
 Owns what follows from the true process alone: conditional acceptance, accepted length, and the
-mean logits that meet a given conditional acceptance. Knows no confidence (``acceptance_belief``),
+mean logits that meet a given conditional acceptance. Knows no confidence (``belief``),
 no published figure and no file.
 
 All figures are averages over rounds as a simulation of fixed output lengths weighs them: a request

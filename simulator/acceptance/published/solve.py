@@ -1,7 +1,7 @@
 """From published figures to the parameters of one domain's acceptance process.
 
 Owns what is fitted to what, and the spreads that are assumed. Knows the figures' format
-(``acceptance_targets``) and no profile. No random numbers; ECE has kinks, though, so that chat's
+(``targets``) and no profile. No random numbers; ECE has kinks, though, so that chat's
 head may come out different in its third digit on a machine that rounds differently.
 
 Measured by nobody, hence assumed here: how the spread of acceptance divides between requests,

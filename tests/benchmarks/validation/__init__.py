@@ -1,0 +1,1 @@
+"""The validation studies and their page."""

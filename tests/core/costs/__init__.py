@@ -1,0 +1,1 @@
+"""Cost models: files, curves, rooflines and SGLang's tables."""

@@ -1,0 +1,1 @@
+"""Prompts, samples and cached states, killed and resumed."""

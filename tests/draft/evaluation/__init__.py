@@ -1,0 +1,1 @@
+"""Lossless decoding, evaluation and calibration."""

@@ -33,7 +33,8 @@ from sglang_dspark.draft.evaluation.reliability import (
     survival_of,
     threshold_sweep,
 )
-from sglang_dspark.logs.rounds import Rounds, join_rounds, read_rounds, write_rounds
+from sglang_dspark.logs.acceptance_log import read_rounds, write_rounds
+from sglang_dspark.logs.rounds import Rounds, join_rounds
 from simulator.acceptance.load import load_acceptance
 
 GAMMA = 3
@@ -248,10 +249,16 @@ def test_the_command_writes_both_files_for_every_temperature(
     ("change", "reason"),
     [
         ({"logits": None}, "column 'logits' is missing"),
-        ({"accepted": [9] * 40}, "accepted must be 0..3"),
-        ({"logits": [[1.0, 2.0, 3.0]] * 39 + [[1.0]]}, "all need one K"),
-        ({"logits": [[1.0, 2.0, float("inf")]] * 40}, "round 0 are not finite"),
-        ({"step": [None] * 40}, "column 'step' has empty rows"),
+        ({"accepted": [9] * 40}, "column 'accepted', row 0: 9 is wrong; it must be 0..3"),
+        (
+            {"logits": [[1.0, 2.0, 3.0]] * 39 + [[1.0]]},
+            "column 'logits', row 39: 1 is wrong; row 0 has 3 values",
+        ),
+        (
+            {"logits": [[1.0, 2.0, float("inf")]] * 40},
+            "row 0: [ 1.  2. inf] is wrong; every logit must be a finite number",
+        ),
+        ({"step": [0, None] * 20}, "column 'step', row 1: no value; every row needs one"),
         ({"request": [1] * 40}, "all rounds are of one request"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Head, lengths and rejection, in PyTorch and interpreted Triton."""

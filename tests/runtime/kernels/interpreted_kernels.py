@@ -1,6 +1,6 @@
 """The Triton kernels, run by Triton's interpreter on a CPU, against the PyTorch versions.
 
-Collected by no name: ``test_kernels_triton`` runs this file in a process of its own, since
+Collected by no name: ``test_triton`` runs this file in a process of its own, since
 TRITON_INTERPRET must be set before triton is imported.
 """
 

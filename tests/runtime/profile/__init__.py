@@ -1,0 +1,1 @@
+"""The profiler, on made-up points and on a server."""

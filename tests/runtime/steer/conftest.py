@@ -47,7 +47,8 @@ if _has_built_in():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision for CUDA beside torch for CPUs
         importlib.import_module("torchvision")
-    from tests.runtime.servers import CPU_ENVIRONMENT, Nursery
+    from benchmarks.servers import CPU_ENVIRONMENT
+    from tests.runtime.servers import Nursery
     from tests.runtime.serving_scenes import Greedy, Pair, greedy_prompts, plain_answers
 
     os.environ.update(CPU_ENVIRONMENT)  # before SGLang is imported here: parity asks its functions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +88,8 @@ def test_a_process_with_another_signature_is_refused() -> None:
 
 @pytest.mark.golden
 def test_every_listed_release_has_what_is_hooked() -> None:
-    found = targets.surveyed()
+    committed = Path(targets.__file__).with_name("releases.json")
+    found = json.loads(committed.read_text(encoding="utf-8"))
     assert [f"0.5.{n}" for n in range(16, 24)] == list(found)
     assert not any(row["differences"] for row in found.values())
     assert len({row["decision_code"] for row in found.values()}) == 1

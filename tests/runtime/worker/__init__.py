@@ -1,0 +1,1 @@
+"""The worker lane, its parts and its servers."""

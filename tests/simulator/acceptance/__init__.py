@@ -1,0 +1,1 @@
+"""Acceptance profiles: law, files, and the figures they are fitted to."""

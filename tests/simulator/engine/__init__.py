@@ -1,0 +1,1 @@
+"""The compiled replica, against the same law in plain Python."""

@@ -16,7 +16,6 @@ import numpy as np
 from sglang_dspark.core.costs.tables import decode_step_seconds, prefill_seconds
 from sglang_dspark.core.goodput import PREFILL_MEMORY
 from sglang_dspark.core.planner import Planner
-from sglang_dspark.core.policy import NoSpeculation
 from sglang_dspark.core.state import BatchState, Floats
 from simulator.acceptance.tables import begin_request, draw_round
 from simulator.engine.layout import COMPLETED, REJECTED, TRUNCATED, Engine, Records
@@ -81,7 +80,7 @@ class ReferenceEngine:
             max_requests=most,
             calibration=scenario.policy.calibration,
         )
-        self.speculative = not isinstance(scenario.policy.policy, NoSpeculation)
+        self.speculative = scenario.policy.policy.drafts
         self.acceptance = scenario.acceptance.tables(trace.domain_names)
         self.records: Records = request_records(scenario)
         self.requests = [self._make(r, scenario) for r in range(len(trace))]

@@ -1,0 +1,1 @@
+"""Fits to logs whose truth is known."""

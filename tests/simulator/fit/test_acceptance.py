@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sglang_dspark.core.policy import FixedLength
-from simulator.fit.acceptance import LEAST_ROUNDS, Rounds, fit_censored
+from simulator.fit.acceptance import LEAST_ROUNDS, CensoredRounds, fit_censored
 from simulator.fit.logged_steps import logged
 from tests.simulator.fit.logged_scenes import GAMMA, Log, planned_log
 from tests.simulator.replay_scenes import cost_model
@@ -107,9 +107,9 @@ def test_rounds_that_cannot_be_are_refused(changes: dict[str, Any], words: str) 
         "verified": np.array([2]),
         "accepted": one,
     }
-    Rounds(**good)
+    CensoredRounds(**good)
     with pytest.raises(ValueError, match=words):
-        Rounds(**good | changes)
+        CensoredRounds(**good | changes)
 
 
 @pytest.mark.example

@@ -1,0 +1,1 @@
+"""Routers, pools, failures, autoscaling, disaggregation and shedding."""

@@ -1,0 +1,1 @@
+"""One executor, here and on a Ray cluster."""
