@@ -74,7 +74,7 @@ class Workspace(NamedTuple):
     draft_next: Bools
     notes: Floats
     weighted: Floats
-    """[R * K] survivals times weights."""
+    """[R, K] survivals times weights."""
     prior: Floats
 
 
@@ -86,7 +86,7 @@ def make_workspace(max_requests: int, gamma: int) -> Workspace:
         lengths=np.zeros(max(max_requests, 1), dtype=np.int64),
         draft_next=np.zeros(max(max_requests, 1), dtype=np.bool_),
         notes=np.full(max(max_requests, 1), np.nan),
-        weighted=np.empty(max(max_requests * gamma, 1)),
+        weighted=np.empty((max(max_requests, 1), gamma)),
         prior=np.empty(gamma),
     )
 
@@ -246,7 +246,7 @@ def goodput_budget(
     ``work.values``.
     """
     rows, columns = survival.shape
-    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    ranked = work.weighted[:rows]
     drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
     total = sort_candidates(ranked, work.values, work.counts)
     budget, expected = priced_budget(
@@ -276,7 +276,7 @@ def _plan_goodput(
         costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
         work.notes, work.values, work.draft_next,
     )  # fmt: skip
-    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    ranked = work.weighted[:rows]
     for r in range(rows):
         for k in range(columns):
             ranked[r, k] = around.weight[r] * survival[r, k]

@@ -33,6 +33,7 @@ from sglang_dspark.core.costs.tables import (
     draft_seconds,
     prefill_seconds,
 )
+from sglang_dspark.core.ranking import nth_least
 from sglang_dspark.core.state import Bools, Floats, Ints
 
 LEAST_WEIGHT = 0.25
@@ -305,7 +306,7 @@ def choose_drafts(
         out[:rows] = False
         return
     skip = losses > min_gain * expected
-    worst = np.partition(gains[:rows], rows // _AT_ONCE)[rows // _AT_ONCE] if skip else 0.0
+    worst = nth_least(gains[:rows].copy(), rows // _AT_ONCE) if skip else 0.0
     for r in range(rows):
         out[r] = not skip or gains[r] >= 0.0
         if survival[r, 0] != 0.0:

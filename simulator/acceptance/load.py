@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 from simulator.acceptance.profile import read_fitted_profile
-from simulator.acceptance.recorded import read_empirical_profile
 from simulator.acceptance.tables import AcceptanceTables
 
 DEFAULT_PROFILE = "dspark-qwen3-4b"
@@ -51,6 +50,10 @@ def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
     if path.suffix == ".json":
         return read_fitted_profile(path)
     if path.suffix == ".parquet":
+        from simulator.acceptance.recorded import (
+            read_empirical_profile,
+        )  # pyarrow is slow to import
+
         return read_empirical_profile(path)
     near = difflib.get_close_matches(text, shipped_profiles(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
