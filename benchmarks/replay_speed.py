@@ -28,7 +28,7 @@ from sglang_dspark.files import make_folder, write_json
 from simulator.acceptance.load import load_acceptance
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
-from simulator.study.study import warm_up
+from simulator.study.first_start import warm_up
 from traces import Trace, load_trace
 
 ROOT = Path(__file__).resolve().parents[1]

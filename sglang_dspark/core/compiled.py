@@ -19,9 +19,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -30,33 +28,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 _PACKAGES = ("sglang_dspark", "simulator", "traces", "analysis", "benchmarks")
 """Whose files are watched, beside those of the function's own package."""
 
-_from_cache_only: ContextVar[bool] = ContextVar("from_cache_only", default=False)
-
-
-class NotCompiledError(Exception):
-    """A function would have to be compiled, where ``from_cache_only`` forbids it."""
-
-
-@contextmanager
-def from_cache_only() -> Iterator[None]:
-    """Within the block nothing is compiled: ``NotCompiledError`` instead."""
-    before = _from_cache_only.set(True)
-    try:
-        yield
-    finally:
-        _from_cache_only.reset(before)
-
-
-def refuse_if_forbidden() -> None:
-    """Called where an entry begins to compile."""
-    if _from_cache_only.get():
-        raise NotCompiledError
-
 
 @functools.cache
 def _imported(path: Path, package: str) -> frozenset[str]:
     """Names of modules, or of things in modules, that the file imports at its top."""
-    names = set()
+    names: set[str] = set()
     for node in ast.parse(path.read_bytes()).body:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

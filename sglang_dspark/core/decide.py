@@ -245,7 +245,7 @@ def goodput_budget(
     Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
     ``work.values``.
     """
-    rows, columns = survival.shape
+    rows = survival.shape[0]
     ranked = work.weighted[:rows]
     drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
     total = sort_candidates(ranked, work.values, work.counts)

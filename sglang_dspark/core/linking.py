@@ -6,13 +6,14 @@ bottom of the kernel, whose machine code is thrown away six times. Here a callee
 part) until an entry is compiled, into which it is linked. What an entry computes is the same: LLVM
 never changes a floating-point result, with or without inlining.
 
-Imports numba, which takes half a second: only ``sglang_dspark.core.compiled`` imports this, when
-something is called.
+Imports numba, which takes half a second: import this only where something is about to be called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,24 @@ import numba as _numba
 from numba.core import compiler
 from numba.core.codegen import JITCodeLibrary
 
-from sglang_dspark.core.compiled import refuse_if_forbidden
-
 numba: Any = _numba  # its stubs know neither the cache settings nor what njit keeps of a type
+
+
+_from_cache_only: ContextVar[bool] = ContextVar("from_cache_only", default=False)
+
+
+class NotCompiledError(Exception):
+    """A function would have to be compiled, where ``from_cache_only`` forbids it."""
+
+
+@contextmanager
+def from_cache_only() -> Iterator[None]:
+    """Within the block nothing is compiled: ``NotCompiledError`` instead."""
+    before = _from_cache_only.set(True)
+    try:
+        yield
+    finally:
+        _from_cache_only.reset(before)
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -32,7 +48,7 @@ class _PartLibrary(JITCodeLibrary):
         pass
 
     def _finalize_final_module(self) -> None:
-        self._finalize_dynamic_globals()
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
         self._finalized = True
 
 
@@ -42,21 +58,25 @@ class _PartCompiler(compiler.Compiler):
         flags: Any, locals: Any,
     ) -> None:  # fmt: skip
         flags.no_compile = True
-        part = library or _PartLibrary(targetctx.codegen(), "part")
-        super().__init__(typingctx, targetctx, part, args, return_type, flags, locals)
+        part = library or _PartLibrary(targetctx.codegen(), "part")  # type: ignore[no-untyped-call]
+        super().__init__(  # type: ignore[no-untyped-call]
+            typingctx, targetctx, part, args, return_type, flags, locals
+        )
 
     def compile_extra(self, func: Any) -> Any:
         # numba finds the code of a callee by its way in; nobody enters by this one.
         name = object().__dir__
-        found = super().compile_extra(func)._replace(entry_point=name)
+        found = super().compile_extra(func)  # type: ignore[no-untyped-call]
+        found = found._replace(entry_point=name)
         self.state.targetctx.insert_user_function(name, found.fndesc, [found.library])
         return found
 
 
 class _EntryCompiler(compiler.Compiler):
     def compile_extra(self, func: Any) -> Any:
-        refuse_if_forbidden()
-        return super().compile_extra(func)
+        if _from_cache_only.get():
+            raise NotCompiledError
+        return super().compile_extra(func)  # type: ignore[no-untyped-call]
 
 
 def make_part(function: Callable[..., Any], *, forceinline: bool) -> Any:

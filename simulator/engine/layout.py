@@ -147,7 +147,7 @@ STEP = np.dtype(
 
 
 class Step(NamedTuple):
-    """What a step reports of itself; the rest of its STEP record is the clock's and the memory's."""
+    """What a step says of itself; the rest of its STEP record is the clock's and the memory's."""
 
     kind: int
     requests: int
