@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sglang_dspark.cli import Parser, run_command
+from tests.waiting import HUNG_S
 
 PLAIN = "import sys\nfrom sglang_dspark.cli import run_command\n"
 
@@ -27,7 +28,7 @@ def run_script(body: str, **options: object) -> subprocess.CompletedProcess[str]
     root = str(Path(__file__).parent.parent)
     return subprocess.run(  # type: ignore[call-overload]
         [sys.executable, "-c", PLAIN + body],
-        **{"text": True, "stderr": subprocess.PIPE, "timeout": 60, **options},
+        **{"text": True, "stderr": subprocess.PIPE, "timeout": HUNG_S, **options},
         env={**os.environ, "PYTHONPATH": root},
     )
 

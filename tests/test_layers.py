@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HUNG_S
+
 HEAVY = ("torch", "sglang", "transformers")
 
 
@@ -30,7 +32,7 @@ print(*sorted({{name.partition(".")[0] for name in sys.modules}}))
         text=True,
         capture_output=True,
         check=False,
-        timeout=120,
+        timeout=HUNG_S,
     )
     assert ended.returncode == 0, ended.stderr
     return set(ended.stdout.split())

@@ -1,4 +1,4 @@
-"""``compiled``: numba's njit in two roles, with a disk cache that notices changes in what is called.
+"""``compiled``: numba's njit in two roles, with a disk cache that notices what changed below.
 
 A function called from Python is compiled on its own and kept on disk; called from compiled code it
 is a part of its caller (``sglang_dspark.core.linking``). numba stamps a cached function with its

@@ -17,6 +17,7 @@ from simulator.fleet.scenario import Scenario
 from simulator.slo import Slo
 from simulator.study.metrics import batch_interval, measure, met_slo
 from simulator.study.study import saturated_rate
+from simulator.sweep.sweep import heed
 
 MOST_REPLICAS = 64
 LEAST_RATE = 1 / 64
@@ -86,7 +87,7 @@ class Traffic:
 
 def probe(scenario: Scenario, goal: Goal) -> Probe:
     """Simulate once and ask whether the fleet holds. ``KeyboardInterrupt`` when cut short."""
-    outcome = simulate(scenario)
+    outcome = simulate(scenario, on_progress=heed)
     if outcome.interrupted:
         raise KeyboardInterrupt
     row = measure(outcome, goal.slo)

@@ -40,7 +40,7 @@ from simulator.study.metrics import (
     request_times,
 )
 from simulator.study.study import Run
-from simulator.sweep.sweep import sweep
+from simulator.sweep.sweep import heed, sweep
 
 Answer = dict[str, Any]
 
@@ -164,7 +164,7 @@ class PointQuestion:
 
 
 def _whole(scenario: Scenario) -> Outcome:
-    outcome = simulate(scenario)
+    outcome = simulate(scenario, on_progress=heed)
     if outcome.interrupted:
         raise KeyboardInterrupt
     return outcome

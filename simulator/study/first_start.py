@@ -1,4 +1,4 @@
-"""``warm_up``: the kernel is there before anything else begins, compiled once and loaded ever after.
+"""``warm_up``: the kernel is there before anything begins; compiled once, loaded ever after.
 
 What has to be compiled is compiled in a process of its own, which writes the disk cache that this
 one loads: LLVM holds a process for many seconds, in which it hears no Ctrl-C, and the other can be

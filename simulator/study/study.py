@@ -24,7 +24,7 @@ from simulator.slo import Slo
 from simulator.study.first_start import warm_up
 from simulator.study.metrics import is_finished, measure
 from simulator.study.results import ResultFolder, requests_table, steps_table
-from simulator.sweep.sweep import advance, sweep
+from simulator.sweep.sweep import advance, heed, sweep
 
 STEP_CAPACITY = 1 << 15
 
@@ -78,7 +78,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     if clients < 25:
         return None
     full = dataclasses.replace(scenario, concurrency=clients, fleet=FleetConfig(), step_capacity=0)
-    outcome = simulate(full)
+    outcome = simulate(full, on_progress=heed)
     if outcome.interrupted:
         raise KeyboardInterrupt
     finish_s = np.sort(outcome.requests["finish_s"][is_finished(outcome.requests)])
@@ -195,9 +195,9 @@ def perform(
 ) -> tuple[list[RunResult], bool]:
     """Perform the runs; returns their results in order, and whether Ctrl-C cut them short.
 
-    ``jobs`` and ``ray`` are those of ``sweep``, ``on_wait`` is ``warm_up``'s.
-    ``on_progress`` hears how many requests have finished, over all runs. After an interruption runs that had not begun are missing from the
-    list.
+    ``jobs`` and ``ray`` are those of ``sweep``, ``on_wait`` is ``warm_up``'s. ``on_progress`` hears
+    how many requests have finished, over all runs. After an interruption runs that had not begun
+    are missing from the list.
     """
     warm_up(runs[0].scenario, on_wait)
     tasks = [_Task(run=run, number=i, folder=folder, check=check) for i, run in enumerate(runs)]

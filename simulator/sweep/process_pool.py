@@ -1,88 +1,94 @@
-"""A sweep in local processes, each with a pipe of its own.
+"""A sweep in local processes: ``ProcessPoolExecutor``, made anew when a death broke it.
 
-A killed process costs the point it had and nothing else: processes share no lock that it could
-take along, which is why this is not ``concurrent.futures``, where one death breaks the pool. Knows
-no simulation.
+A killed process costs the points that were in flight and nothing else. Which of them killed it
+nobody can tell, so each is done again in a process of its own before the sweep goes on with many.
+Knows no simulation.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
-from simulator.sweep.sweep import Stop, begin_worker, do_point
+from simulator.sweep.sweep import Stop, Watch, perform
 
 MOST_DEATHS = 3
-"""Processes that may die at one point before the sweep gives up."""
+"""Processes that may die while a point is in flight before the sweep gives up. The first may have
+been another point's fault; the others have no other point."""
 _LOOK_EVERY_S = 0.1
 
-_UNITS, _RESULT, _ERROR, _CUT = range(4)
-"""What a worker sends: (kind, value)."""
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Share:
+    """What the processes of a sweep share; without a lock, which a killed one would take along."""
+
+    points: Sequence[Any]
+    work: Callable[[Any], Any]
+    units: Any
+    """[points], each written by the process that has the point."""
+    halted: Any
+    """1 when the sweep is to end."""
+
+    def do(self, i: int) -> Any:
+        """Point ``i``, in a worker."""
+        self.units[i] = 0  # a process may have died at it
+
+        def tell(units: int) -> None:
+            self.units[i] += units
+
+        return perform(self.work, self.points[i], Watch(tell, lambda: bool(self.halted.value)))
 
 
-@dataclass(eq=False)
-class _Worker:
-    process: Any
-    pipe: Connection
-    point: int | None = None
-    """What it is doing."""
-
-    def give(self, message: int | None) -> None:
-        """A point, or None: the end. A worker that is dead is found so when it is listened to."""
-        with suppress(OSError):
-            self.pipe.send(message)
+_mine: ContextVar[_Share] = ContextVar("mine")
+"""In a worker: its share."""
 
 
-class _Listening:
-    """In a worker: the parent speaks during a point only to end the sweep."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self.is_set = pipe.poll
-
-
-def _serve(pipe: Connection, inherited: Sequence[Connection], points: Any, work: Any) -> None:
-    """A worker's life: points in, results out, until told None or left alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C
-    for other in inherited:
-        other.close()  # else the pipes of a killed parent would stay open
-    untold, told_at = 0, time.monotonic()
-
-    def tell(units: int) -> None:
-        nonlocal untold, told_at
-        untold += units
-        if untold and time.monotonic() - told_at > _LOOK_EVERY_S:
-            pipe.send((_UNITS, untold))
-            untold, told_at = 0, time.monotonic()
-
-    begin_worker(points, work, tell, _Listening(pipe))
-    with suppress(EOFError, OSError):
-        while (i := pipe.recv()) is not None:
-            message = _attempt(i)
-            pipe.send((_UNITS, untold))
-            untold = 0
-            try:
-                pipe.send(message)
-            except (TypeError, AttributeError, ValueError) as error:  # it cannot be pickled
-                pipe.send((_ERROR, TypeError(f"point {i}: {error}")))
+def _begin(share: _Share, leash: Connection, hand: Connection) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the parent hears them
+    warnings.simplefilter("ignore")  # the parent has warned already
+    hand.close()
+    threading.Thread(target=_leave, args=(leash,), daemon=True).start()
+    _mine.set(share)
 
 
-def _attempt(i: int) -> tuple[int, Any]:
+def _leave(leash: Connection) -> None:
+    """End this process, whatever it does, when the parent lets go of the leash or is killed."""
+    with suppress(OSError):
+        leash.poll(None)
+    os._exit(1)
+
+
+def _do(i: int) -> Any:
+    return _mine.get().do(i)
+
+
+@contextmanager
+def _pool(context: Any, share: _Share, processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Its processes are gone at the end of the block, with what they were doing."""
+    leash, hand = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_begin, initargs=(share, leash, hand)
+    )
     try:
-        return _RESULT, do_point(i)
-    except KeyboardInterrupt:
-        return _CUT, None
-    except Exception as error:
-        error.add_note("in a worker process:\n" + traceback.format_exc())
-        return _ERROR, error
+        yield pool
+    finally:
+        hand.close()
+        pool.shutdown()
+        leash.close()
 
 
 def run_in_processes(
@@ -95,85 +101,54 @@ def run_in_processes(
     on_units: Callable[[int], None],
 ) -> None:
     """Do the points ``left``; ``finish`` takes each result, in whatever order they come."""
+    # Forked children have the kernels that their parent compiled.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    todo = list(reversed(left))
+    share = _Share(
+        points=points,
+        work=work,
+        units=context.RawArray("q", len(points)),
+        halted=context.RawValue("b", 0),
+    )
+    told = 0
+
+    def in_a_pool(queue: deque[int], processes: int) -> list[int]:
+        """Do the points of ``queue``; returns those in flight when a process died."""
+        nonlocal told
+        flying: dict[Future[Any], int] = {}
+        lost: list[int] = []
+        with _pool(context, share, processes) as pool:
+            while True:
+                share.halted.value = stop.is_set()
+                with suppress(BrokenProcessPool):  # then all that fly are lost too
+                    while queue and len(flying) < processes and not (lost or stop.is_set()):
+                        future = pool.submit(_do, queue[0])
+                        flying[future] = queue.popleft()
+                if not flying:
+                    return lost
+                ended, _ = wait(flying, _LOOK_EVERY_S, FIRST_COMPLETED)
+                units = sum(share.units)
+                if units != told:
+                    on_units(told := units)
+                for future in ended:
+                    i, error = flying.pop(future), future.exception()
+                    if error is None:
+                        finish(i, future.result())
+                    elif isinstance(error, BrokenProcessPool):
+                        lost.append(i)
+                    elif not isinstance(error, KeyboardInterrupt):
+                        raise error
+
+    todo, suspects = deque(left), deque[int]()
     deaths: Counter[int] = Counter()
-    workers: list[_Worker] = []
-    total = 0
-
-    def hire() -> None:
-        ours, theirs = context.Pipe()
-        forked = context.get_start_method() == "fork"
-        inherited = [ours, *(worker.pipe for worker in workers)] if forked else []
-        process = context.Process(
-            target=_serve, args=(theirs, inherited, points, work), daemon=True
-        )
-        process.start()
-        theirs.close()
-        workers.append(_Worker(process, ours))
-
-    def bury(worker: _Worker) -> None:
-        workers.remove(worker)
-        worker.process.join()
-        worker.pipe.close()
-        if worker.point is None:
-            return
-        deaths[worker.point] += 1
-        if deaths[worker.point] == MOST_DEATHS:
+    while (todo or suspects) and not stop.is_set():
+        if suspects:
+            lost = in_a_pool(deque([suspects.popleft()]), 1)
+        else:
+            lost = in_a_pool(todo, min(jobs, len(todo)))
+        deaths.update(lost)
+        suspects.extend(lost)
+        if MOST_DEATHS in deaths.values():
             raise ValueError(
                 f"a worker process was killed {MOST_DEATHS} times at the same point; lower --jobs "
                 "if memory is short"
             )
-        todo.append(worker.point)
-
-    def listen(worker: _Worker) -> None:
-        nonlocal total
-        try:
-            kind, value = worker.pipe.recv()
-        except (EOFError, OSError):
-            bury(worker)
-            return
-        if kind == _UNITS:
-            total += value
-            on_units(total)
-            return
-        if kind == _ERROR:
-            raise value
-        if kind == _RESULT:
-            assert worker.point is not None
-            finish(worker.point, value)
-        worker.point = None
-
-    try:
-        ending = False
-        while True:
-            if stop.is_set() and not ending:
-                ending = True
-                todo.clear()
-                for worker in workers:
-                    worker.give(None)
-            while todo and not ending and len(workers) < jobs:
-                hire()
-            for worker in workers:
-                if todo and not ending and worker.point is None:
-                    worker.point = todo.pop()
-                    worker.give(worker.point)
-            busy = {worker.pipe: worker for worker in workers if worker.point is not None}
-            if not busy:
-                return
-            for pipe in wait(list(busy), timeout=_LOOK_EVERY_S):
-                listen(busy[pipe])  # type: ignore[index]  # what waits are the keys
-    finally:
-        _dismiss(workers)
-
-
-def _dismiss(workers: Sequence[_Worker]) -> None:
-    """Let idle workers go, end those that are at a point."""
-    for worker in workers:
-        if worker.point is None:
-            worker.give(None)
-        else:
-            worker.process.terminate()
-    for worker in workers:
-        worker.process.join()
-        worker.pipe.close()

@@ -6,21 +6,26 @@ Every node needs the same release of this project installed, which is checked. K
 
 from __future__ import annotations
 
+import pickle
+import signal
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from simulator.sweep import sweep
 from simulator.sweep.journal import source_digest
+from simulator.sweep.sweep import Stop, Watch, perform
 
 LOCAL = "local"
 _RETRIES = 3
+_STARTS = 4
 _LOOK_EVERY_S = 0.1
 
-_begun: list[str] = []
-"""In a worker: the sweep whose points it holds."""
+_FULL_PRIORITY = {"env_vars": {"RAY_worker_niceness": "0"}}
+"""Ray's workers run at nice 15 otherwise: on cores that are busy with anything else a sweep gets a
+thirtieth of them. Among Ray's own tasks nothing changes: each has its core by Ray's accounts."""
 
 
 def _load_ray() -> Any:
@@ -52,14 +57,17 @@ def connected(address: str | None, jobs: int) -> Iterator[None]:
         yield
         return
     assert address is not None
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    settings: dict[str, Any] = {
+        "log_to_driver": False, "logging_level": "error", "runtime_env": _FULL_PRIORITY,
+    }  # fmt: skip
     if address == LOCAL:
         settings |= {"address": LOCAL, "num_cpus": jobs, "include_dashboard": False}
     else:
         settings |= {"address": address}
     try:
         _knock(address)
-        ray.init(**settings)
+        with _sigterm_kept():
+            _begin(ray, settings)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -71,26 +79,46 @@ def connected(address: str | None, jobs: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _do_point(held: list[Any], number: str, i: int, sources: str) -> tuple[Any, int]:
-    """In a worker: (result, units) of point ``i``. ``held`` is the reference to all points."""
+def _begin(ray: Any, settings: dict[str, Any]) -> None:
+    """Ray gives a node of its own 30 s to start; where the cores are busy that may not do."""
+    for start in range(1, _STARTS + 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if start == _STARTS:
+                raise RuntimeError(str(error)) from None
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself where it is begun; the command is to hear it."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _do_point(held: bytes, i: int, sources: str) -> tuple[Any, int]:
+    """In a worker: (result, units) of point ``i``. ``held`` is all points and the work, pickled."""
     if source_digest() != sources:
         raise ValueError(
             "a Ray worker has other sources of this project than the command; install the same "
             "release on every node"
         )
-    units = 0
+    warnings.simplefilter("ignore")  # the command has warned already
+    points, work = pickle.loads(held)
+    total = 0
 
-    def tell(more: int) -> None:
-        nonlocal units
-        units += more
+    def tell(units: int) -> None:
+        nonlocal total
+        total += units
 
-    if _begun != [number]:
-        points, work = _load_ray().get(held[0])
-        _begun[:] = [number]
-    else:
-        points, work = sweep.at_work["points"], sweep.at_work["work"]
-    sweep.begin_worker(points, work, tell, threading.Event())  # Ray itself interrupts the task
-    return sweep.do_point(i), units
+    # Ray itself interrupts the task.
+    return perform(work, points[i], Watch(tell, lambda: False)), total
 
 
 def run_on_ray(
@@ -99,18 +127,18 @@ def run_on_ray(
     work: Callable[[Any], Any],
     address: str,
     jobs: int,
-    stop: sweep.Stop,
+    stop: Stop,
     finish: Callable[[int, Any], None],
     on_units: Callable[[int], None],
 ) -> None:
     """Do the points ``left``; ``finish`` takes each result. What runs at ``stop`` is dropped."""
     ray = _load_ray()
     with connected(address, jobs):
-        # Within a list, so that a worker fetches the points once and not for every task.
-        held = [ray.put((list(points), work))]
-        number = held[0].hex()
+        # Pickled here: out of Ray's own pickles arrays come read-only, which is another type to
+        # numba, and every worker would compile all kernels again.
+        held = ray.put(pickle.dumps((list(points), work)))
         task = ray.remote(_do_point).options(num_cpus=1, max_retries=_RETRIES)
-        running = {task.remote(held, number, i, source_digest()): i for i in left}
+        running = {task.remote(held, i, source_digest()): i for i in left}
         total = 0
         while running and not stop.is_set():
             ended, _ = ray.wait(list(running), timeout=_LOOK_EVERY_S)

@@ -1,21 +1,22 @@
 """One executor for every sweep: in this process, in local processes, or on a Ray cluster.
 
-Owns order, retries, Ctrl-C and the journal's use. Knows nothing of what a point is: ``work`` is
-any picklable function of one point. Studies, the tuner and the planner all run on it; processes
-are in ``simulator.sweep.process_pool``, the cluster in ``simulator.sweep.ray_pool``, the journal in
-``simulator.sweep.journal``.
+Owns order, retries, the journal's use, and Ctrl-C, which SIGTERM is the same as. Knows nothing of
+what a point is: ``work`` is any picklable function of one point. Studies, the tuner and the planner
+all run on it; processes are in ``simulator.sweep.process_pool``, the cluster in
+``simulator.sweep.ray_pool``, the journal in ``simulator.sweep.journal``.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from simulator.sweep.journal import Journal
 
@@ -23,8 +24,27 @@ P = TypeVar("P")
 R = TypeVar("R")
 Counting = Callable[[int], None]
 
-at_work: dict[str, Any] = {}
-"""Where points are done: the function and points of this sweep, ``tell`` and ``stop``."""
+
+@dataclass(frozen=True)
+class Watch:
+    """How the work of a point and its sweep hear of each other."""
+
+    tell: Counting
+    stopped: Callable[[], bool]
+
+
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+"""That of the point at work here."""
+
+
+def perform(work: Callable[[P], R], point: P, watch: Watch) -> R:
+    """``work(point)`` under ``watch``; ``KeyboardInterrupt`` where the sweep is to end already."""
+    before = _watch.set(watch)
+    try:
+        advance(0)
+        return work(point)
+    finally:
+        _watch.reset(before)
 
 
 def advance(units: int) -> None:
@@ -33,10 +53,16 @@ def advance(units: int) -> None:
     Raises ``KeyboardInterrupt`` when the sweep is to end. ``work`` may catch it and return what it
     has: such a partial result is kept, but never written to the journal.
     """
-    if at_work:
-        at_work["tell"](units)
-        if at_work["stop"].is_set():
+    watch = _watch.get()
+    if watch is not None:
+        watch.tell(units)
+        if watch.stopped():
             raise KeyboardInterrupt
+
+
+def heed(_: int) -> None:
+    """The ``on_progress`` of a simulation that tells no units: it ends when the sweep is to."""
+    advance(0)
 
 
 def sweep(
@@ -52,10 +78,10 @@ def sweep(
     """``[work(p) for p in points]``, and whether Ctrl-C cut it short; the same by any executor.
 
     ``jobs`` local processes, or the Ray cluster at the address ``ray`` (``local`` starts one of
-    ``jobs`` workers). A worker that dies is replaced and its points done again; ``ValueError``
-    when workers keep dying. An exception of ``work`` ends the sweep and is raised here.
-    ``journal`` names a file to which finished results are appended and from which those of equal
-    points are taken. After Ctrl-C, points that were not done are None.
+    ``jobs`` workers). A worker that dies is replaced and what was in flight done again;
+    ``ValueError`` when workers keep dying at a point. An exception of ``work`` ends the sweep and
+    is raised here. ``journal`` names a file to which finished results are appended and from which
+    those of equal points are taken. After Ctrl-C, points that were not done are None.
 
     ``on_done`` hears how many points are done, ``on_units`` how many units in all ``work`` has
     told ``advance`` of. Compile kernels before (``simulator.study.first_start``): children
@@ -95,7 +121,7 @@ def sweep(
 
 
 class Stop:
-    """Set by Ctrl-C; a second Ctrl-C is an ordinary ``KeyboardInterrupt``."""
+    """Set by Ctrl-C or SIGTERM; the second one finds whoever heard them before the sweep."""
 
     def __init__(self) -> None:
         self.raises = False
@@ -113,24 +139,37 @@ class Stop:
 
 @contextmanager
 def _interruption() -> Iterator[Stop]:
-    """Turn the first Ctrl-C within the block into a flag, so that no bookkeeping is torn."""
+    """Turn the first Ctrl-C or SIGTERM within the block into a flag, so that no bookkeeping is
+    torn. Who heard it before hears of it, too, but its exception waits for the sweep's end."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread hears signals
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def hear(number: int, frame: FrameType | None) -> None:
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
+        handler = before[signal.Signals(number)]
+        try:
+            if callable(handler):
+                handler(number, frame)
+        except KeyboardInterrupt:
+            if stop.raises:
+                raise
         if stop.raises:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, hear)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, hear)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _run_here(
@@ -148,28 +187,11 @@ def _run_here(
         total += units
         on_units(total)
 
-    outer = dict(at_work)
-    at_work.update(tell=tell, stop=stop)
     try:
         for i in left:
-            finish(i, work(points[i]))
+            finish(i, perform(work, points[i], Watch(tell, stop.is_set)))
             if stop.is_set():
                 return
     except KeyboardInterrupt:
         if not stop.is_set():
             raise
-    finally:
-        at_work.clear()
-        at_work.update(outer)
-
-
-def begin_worker(points: Any, work: Any, tell: Any, stop: Any) -> None:
-    """What a process needs before its first point."""
-    warnings.simplefilter("ignore")  # the parent has warned already
-    at_work.update(points=points, work=work, tell=tell, stop=stop)
-
-
-def do_point(i: int) -> Any:
-    """Point ``i`` of the sweep this worker was begun for."""
-    advance(0)  # nothing is begun after Ctrl-C
-    return at_work["work"](at_work["points"][i])

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.logs.step_log import StepLog, read, replay
 from sglang_dspark.logs.step_parts import encode, part_bytes, read_part
 from tests.logs.step_records import GAMMA, MODEL, header_with, random_record
+from tests.waiting import HUNG_S
 
 MIB = 2**20
 EVERY: list[Policy] = [
@@ -72,7 +74,7 @@ def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("steps-*.parquet"))
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def until(condition: Any, seconds: float = HUNG_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -233,13 +235,14 @@ def child(folder: Path, **fields: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("run_s", [1.1, 1.37, 1.7])
+@pytest.mark.parametrize("run_s", [0.6, 0.87, 1.2])
 def test_a_killed_server_leaves_whole_parts_and_loses_the_last_interval(
     tmp_path: Path, run_s: float
 ) -> None:
     process = child(tmp_path)
     assert process.stdout is not None
     process.stdout.readline()
+    until(lambda: parts(tmp_path))
     time.sleep(run_s)
     process.send_signal(signal.SIGKILL)
     lines = process.communicate()[0].splitlines()[:-1]  # the last one may be cut
@@ -248,8 +251,10 @@ def test_a_killed_server_leaves_whole_parts_and_loses_the_last_interval(
     assert steps == list(range(len(steps)))
     killed_s = times[max(times)]
     lost = [step for step in times if step >= len(steps)]
-    # The interval, one look at the queue, and the writing itself on a busy machine.
-    assert killed_s - times[min(lost)] <= 0.5 + 0.02 + 0.6
+    # The interval, as long as it is on this machine, one look at the queue, and the writing.
+    written_s = [part.stat().st_mtime for part in parts(tmp_path)]
+    interval_s = max([0.5, *(b - a for a, b in pairwise(written_s))])
+    assert killed_s - times[min(lost)] <= interval_s + 0.02 + 0.6
     assert steps
 
 
@@ -266,8 +271,7 @@ def test_what_a_killed_writer_left_half_written_is_cleared_away(tmp_path: Path) 
 
 FULL_DISK = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))"
 STILL_ALIVE = """
-until = time.monotonic() + 20
-while not log.stopped and time.monotonic() < until:
+while not log.stopped:
     time.sleep(0.01)
 log.observe(random_record(0))
 log.close()
@@ -278,7 +282,7 @@ print(log.written, log.dropped, log.stopped)
 @pytest.mark.law
 def test_a_full_disk_stops_the_log_with_one_line_and_not_the_server(tmp_path: Path) -> None:
     process = child(tmp_path, before=FULL_DISK, after=STILL_ALIVE, steps=400, interval_s=0.3)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=HUNG_S)
     assert process.returncode == 0, err
     count, dropped, reason = out.splitlines()[-1].split(" ", 2)
     assert int(count) + int(dropped) == 401

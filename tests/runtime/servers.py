@@ -25,6 +25,8 @@ from typing import Any
 
 import psutil
 
+from tests.waiting import HUNG_S
+
 ROOT = Path(__file__).parents[2]
 
 CPU_ENVIRONMENT = {
@@ -60,10 +62,6 @@ CPU_ARGUMENTS = (
     *("--log-level-http", "warning"),
     *("--random-seed", "1"),
 )
-
-_READY_S = 120.0
-_WARM_S = 300.0
-_COLD_S = 300.0
 
 
 class ServerDied(RuntimeError):
@@ -113,7 +111,7 @@ class Server:
             body: bytes = answer.read()
             return body
 
-    def wait(self, *, timeout_s: float = _READY_S) -> None:
+    def wait(self, *, timeout_s: float = HUNG_S) -> None:
         """Until it answers /health; ``ServerDied`` when it does not."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.logs.step_log import ReplayCounts, replay
+from tests.waiting import HUNG_S
 
 _PART_S = 0.8
 """More than ``serving_patches.quick_step_log`` lets a part wait, and its writing."""
@@ -18,7 +19,7 @@ _PART_S = 0.8
 
 def settle(log: Path) -> None:
     """Wait until the step log has no more to say."""
-    seen, deadline = -1, time.monotonic() + 20
+    seen, deadline = -1, time.monotonic() + HUNG_S
     while time.monotonic() < deadline:
         parts = len(list(log.glob("*.parquet")))
         if parts and parts == seen:

@@ -16,6 +16,8 @@ from typing import Any
 
 import aiohttp
 
+from tests.waiting import HUNG_S
+
 _TIMEOUT = aiohttp.ClientTimeout(total=300)
 
 
@@ -193,7 +195,7 @@ async def _account(url: str, patience_s: float) -> Account:
     return Account(requests=load["num_reqs"], free_kv_tokens=capacity - used)
 
 
-def account(url: str, *, patience_s: float = 20.0) -> Account:
+def account(url: str, *, patience_s: float = HUNG_S) -> Account:
     """What the server holds once it is idle and its prefix cache is flushed."""
     return asyncio.run(_account(url, patience_s))
 

@@ -17,6 +17,7 @@ import pytest
 
 from sglang_dspark.runtime import plugin, refusals
 from tests.runtime import plugin_scenes
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).parents[2]
 needs_sglang = pytest.mark.skipif(
@@ -42,7 +43,7 @@ def run(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
         env={**kept, **quiet, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HUNG_S,
     )
 
 

@@ -19,6 +19,7 @@ from simulator.run import main as simulate
 from tests.runtime.servers import Nursery, Server, dspark_arguments, plain_arguments
 from tests.runtime.serving_client import Job, Outcome, serve, server_info
 from tests.runtime.serving_scenes import Pair
+from tests.waiting import HUNG_S, wait_until
 from traces import load_trace
 from traces.record import main
 
@@ -59,7 +60,7 @@ def mixed_jobs(pair: Pair) -> list[Job]:
 
 def settled(server: Server, folder: Path, count: int) -> dict[str, RequestRecord]:
     """The records once so many are on disk."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HUNG_S
     while True:
         logs = server_info(server.url)["internal_states"][0]["dspark_logs"]
         if logs["requests"] >= count or time.monotonic() > deadline:
@@ -271,9 +272,7 @@ def test_a_folder_that_cannot_be_made_refuses_the_start(
     (tmp_path / "file").touch()
     arguments = recorded_by(plain_arguments(pair.target_folder), tmp_path / "file" / "log")
     server = nursery.start(arguments, wait=False)
-    deadline = time.monotonic() + 60
-    while server.exit_code() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: server.exit_code() is not None)
     code, lines = server.exit_code(), server.log.splitlines()
     server.stop()
     assert code == 1

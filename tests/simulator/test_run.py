@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simulator.run import main
+from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang", "goodput"]
@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_earlier_result_alone(
 
     flags = ["--seed", "1", "--policy", "fixed", "--policy", "none", "--jobs", jobs]
     process = command(str(trace), *flags, "--out", str(out), preexec_fn=limit)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 2, errors
     assert "cannot write" in errors.splitlines()[-1]
     assert contents(out) == before
@@ -269,13 +269,9 @@ def test_ctrl_c_leaves_a_partial_result_marked_as_such(jobs: str, tmp_path: Path
         "traces/mixed.jsonl", "--out", str(out), "--jobs", jobs, "--policy", "global",
         "--policy", "fixed", "--concurrency", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16",
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(out.glob("parts.tmp/steps-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: list(out.glob("parts.tmp/steps-*")), process)
     os.kill(process.pid, signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 130, errors
     assert "INTERRUPTED" in printed
     summary = json.loads((out / "summary.json").read_text())

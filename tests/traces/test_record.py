@@ -31,6 +31,7 @@ from sglang_dspark.logs.step_log import read
 from sglang_dspark.runtime.profile.client import ServerClient
 from simulator.run import main as simulate
 from tests.traces.recorded_servers import GAMMA, FakeServer, info_of, step
+from tests.waiting import HUNG_S
 from traces import load_trace, read_requests
 from traces.pulling import CLEAR_AT, Pull
 from traces.record import main, record
@@ -529,7 +530,7 @@ def recorder(server: FakeServer, folder: Path, *, before: str = "") -> subproces
     )
 
 
-def until(condition: Any, seconds: float = 40.0) -> None:
+def until(condition: Any, seconds: float = HUNG_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -543,7 +544,7 @@ def test_ctrl_c_ends_well_and_a_killed_recorder_leaves_whole_parts(tmp_path: Pat
         process = recorder(server, tmp_path / "a")
         until(lambda: server.asked >= 3)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=HUNG_S)
         assert process.returncode == 0
         assert "50 steps written" in out
         assert len(list(read(tmp_path / "a"))) == 50
@@ -569,7 +570,7 @@ def test_a_full_disk_ends_the_recording_with_one_sentence(tmp_path: Path) -> Non
         process = recorder(server, tmp_path, before=limit)
         until(lambda: list(tmp_path.glob("steps-*.parquet")))
         server.records.extend(step(count, rows=30) for count in range(100, 700))
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=HUNG_S)[1]
     assert process.returncode == 2
     assert "cannot write" in err.splitlines()[-1]
     assert "Traceback" not in err

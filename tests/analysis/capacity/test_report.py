@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from analysis.capacity.report import LOW_LOADS
 from analysis.style import page_style
 from simulator import run
 from simulator.fleet.mistakes import MISTAKES
+from tests.waiting import HUNG_S, wait_until
 from traces import Request, load_trace, write_trace
 
 FILES = ["report.html", "report.json", "report.pdf"]
@@ -234,7 +234,7 @@ def test_another_process_writes_the_same_bytes(folder: Path, trace: Path, tmp_pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HUNG_S,
     )
     assert ended.returncode == 0, ended.stderr
     assert "Deploy" in ended.stdout
@@ -319,14 +319,10 @@ def test_ctrl_c_leaves_no_half_report(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not list(out.glob("report.html.tmp-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(3.0)
+    journal = out / "journal.jsonl"
+    wait_until(lambda: journal.exists() and journal.stat().st_size, process)
     os.kill(process.pid, signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
+    printed, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert printed == ""

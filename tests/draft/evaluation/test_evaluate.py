@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from sglang_dspark.draft.model.target import Target
 from sglang_dspark.logs.rounds import read_rounds
 from simulator.acceptance.load import load_acceptance
 from tests.draft.tiny_target import make_target, start
+from tests.waiting import wait_until
 
 GAMMA = 3
 PROMPTS = [
@@ -96,9 +96,7 @@ def test_an_evaluation_killed_half_way_ends_with_the_same_log(folder: Path, tmp_
     main(arguments(folder, whole))
     killed = tmp_path / "killed"
     process = start("sglang_dspark.draft.evaluate", *arguments(folder, killed))
-    deadline_s = time.monotonic() + 60
-    while not (killed / "parts" / "000000.parquet").exists() and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    wait_until((killed / "parts" / "000000.parquet").exists, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     # However far it came, the last batch is certainly to be done again.

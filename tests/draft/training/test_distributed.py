@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sglang_dspark.draft.training.train import main
 from tests.draft.tiny_target import make_samples, make_target, start, train_settings
+from tests.waiting import HUNG_S
 
 
 @pytest.mark.law
@@ -36,7 +37,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
             ]
             threads = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "GLOO_SOCKET_IFNAME": "lo"}
             process = start("torch.distributed.run", *flags, "--config", str(settings), **threads)
-            output, _ = process.communicate(timeout=200)
+            output, _ = process.communicate(timeout=HUNG_S)
             assert process.returncode == 0, output
             assert output.count(f"{out}{os.sep}step_12") == 1
         checkpoints.append(load_file(out / "step_12" / "model.safetensors"))

@@ -15,11 +15,12 @@ from sglang_dspark.draft.data.fingerprint import file_sha256
 from sglang_dspark.draft.data.generate import main as generate
 from sglang_dspark.draft.training.train import main as train
 from tests.draft.tiny_target import generate_arguments, make_target, start, train_settings
+from tests.waiting import HUNG_S
 
 
 def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
     """SIGKILL as soon as ``reached``; a process that ends by itself tests nothing."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HUNG_S
     while not reached():
         output = process.stdout.read() if process.poll() is not None and process.stdout else ""
         assert process.poll() is None, f"ended before the kill: {output}"

@@ -28,6 +28,7 @@ from tests.runtime.worker.row_scenes import (
     row_sampling,
     server,
 )
+from tests.waiting import HUNG_S
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -614,6 +615,6 @@ def test_seeded_requests_get_the_tokens_of_the_stock_seeded_sampler() -> None:
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HUNG_S,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]

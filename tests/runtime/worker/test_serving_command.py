@@ -18,8 +18,7 @@ import pytest
 from tests.runtime.servers import CPU_ENVIRONMENT, dspark_arguments, free_port
 from tests.runtime.serving_client import Job, serve, server_info
 from tests.runtime.serving_scenes import Greedy, Pair, greedy_sampling, write_costs
-
-_COLD_S = 300.0
+from tests.waiting import HUNG_S
 
 
 @pytest.mark.example
@@ -41,7 +40,7 @@ def test_launch_server_with_dspark(pair: Pair, greedy: Greedy, tmp_path: Path) -
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + _COLD_S
+        deadline = time.monotonic() + HUNG_S
         while True:
             assert server.poll() is None, log.read_text()[-4000:]
             assert time.monotonic() < deadline, log.read_text()[-4000:]
@@ -57,9 +56,9 @@ def test_launch_server_with_dspark(pair: Pair, greedy: Greedy, tmp_path: Path) -
         assert block["policy"] == "global"
         family = [server.pid, *(one.pid for one in psutil.Process(server.pid).children(True))]
         os.kill(server.pid, signal.SIGTERM)
-        server.wait(timeout=60)
+        server.wait(timeout=HUNG_S)
         _, alive = psutil.wait_procs(
-            [psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=20
+            [psutil.Process(pid) for pid in family if psutil.pid_exists(pid)], timeout=HUNG_S
         )
         left = [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
         assert not left, "processes outlive the server"

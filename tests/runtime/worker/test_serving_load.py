@@ -21,6 +21,7 @@ from tests.runtime.servers import Nursery, Server, dspark_arguments
 from tests.runtime.serving_checks import replayed
 from tests.runtime.serving_client import Job, metrics, serve, server_info, total
 from tests.runtime.serving_scenes import GAMMA, Pair, write_costs
+from tests.waiting import HUNG_S
 
 LEVELS = (1, 2, 4, 8, 16)
 BUCKETS = {1: "1", 2: "2", 4: "3-4", 8: "5-8", 16: "9-16"}
@@ -127,7 +128,7 @@ def test_dear_tokens_are_verified_less_the_busier_the_server(
     for record in read(log):
         assert record.computed_tokens == int((1 + record.plan.lengths).sum())
     command = [sys.executable, "-m", "sglang_dspark.logs.step_log", str(log)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S)
     assert said.returncode == 0, said.stderr
     assert f"{counts.steps} steps: {counts.steps} plans the same" in said.stdout
 

@@ -10,7 +10,6 @@ import math
 import pickle
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.logs.step_log import StepLog
 from tests.logs.step_records import GAMMA, header_with, random_record
+from tests.waiting import wait_until
 
 prometheus_client = pytest.importorskip("prometheus_client")
 
@@ -244,10 +244,7 @@ def test_dropped_records_and_a_stopped_log_show(
 def test_its_own_thread_flushes_and_close_flushes_the_rest() -> None:
     metrics, read = metrics_of(interval_s=0.02)
     metrics.observe(random_record(0, rows=3))
-    end = time.monotonic() + 20
-    while read("batch_size_count") != 1:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: read("batch_size_count") == 1)
     metrics.observe(random_record(1, rows=3))
     metrics.close()
     assert read("batch_size_count") == 2

@@ -8,12 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from simulator.sweep.ray_pool import connected
 from simulator.sweep.sweep import sweep
+from tests.simulator.sweep.sweep_works import surroundings
+from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).parents[3]
 SHOWN = ("summary.json", "config.json", "requests.parquet", "steps.parquet")
@@ -53,17 +56,25 @@ def test_a_cluster_that_loses_a_worker_gives_the_summary_of_one_process(tmp_path
         [*flags, "--jobs", "2", "--ray", "local", "--out", str(tmp_path / "away")],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(ray_workers(cluster.pid)) < 2:
-        assert cluster.poll() is None, cluster.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: len(ray_workers(cluster.pid)) == 2, cluster)
     os.kill(ray_workers(cluster.pid)[0], signal.SIGKILL)
-    _, errors = cluster.communicate(timeout=120)
+    _, errors = cluster.communicate(timeout=HUNG_S)
     assert cluster.returncode == 0, errors
     for name in SHOWN:
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "away" / name).read_bytes()
     assert len(json.loads((tmp_path / "away" / "summary.json").read_text())["policies"]) == 6
+
+
+@needs_ray
+@pytest.mark.law
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_worker_starves_on_no_busy_core_and_compiles_no_kernel_again() -> None:
+    """Ray's default is nice 15, and read-only arrays, which are another type to numba."""
+    before = signal.getsignal(signal.SIGTERM)
+    with connected("local", 1):
+        assert signal.getsignal(signal.SIGTERM) is before
+        found, _ = sweep([np.zeros(3), np.zeros(4)], surroundings, ray="local")
+    assert found == [(True, os.nice(0))] * 2
 
 
 @needs_ray

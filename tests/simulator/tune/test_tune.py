@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from simulator.tune.guard import Examination, Guard
 from simulator.tune.search import Search, score
 from simulator.tune.space import SPACE, Axis, families
 from tests.simulator.replay_scenes import cost_model, scenario, trace
+from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 FAMILIES = families([], 7, Calibration(), PRESETS["interactive"])
@@ -278,13 +278,9 @@ def interrupted(arguments: list[str], journal: Path, lines: int) -> str:
     process = subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    deadline = time.monotonic() + 120
-    while not journal.exists() or journal.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= lines, process)
     os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 130, errors
     assert journal.read_bytes().count(b"\n") >= lines
     return errors
