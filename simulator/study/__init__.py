@@ -5,6 +5,7 @@ In order of import:
 - ``metrics``: the formulas of ``docs/metrics.md``
 - ``results``: the result folder
 - ``study``: a list of runs, rows in the order asked for
+- ``first_start``: the kernel is there before anything begins
 - ``config``: what ``dspark run`` runs
 - ``report``: the table a person reads
 - ``windows``: a trace in windows, and what one is worth
