@@ -1,6 +1,9 @@
 """One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them."""
 
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import nox
@@ -13,21 +16,42 @@ _STAND_IN = Path(__file__).resolve().parent / "tests" / "runtime" / "steer" / "s
 
 _QUIET_THREADS = {"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
+_WARM_UP = (
+    "from simulator.fleet.fleet import simulate\n"
+    "from tests.simulator.replay_scenes import scenario, trace\n"
+    "simulate(scenario('global', trace(4)))"
+)
+
+
+def _install(session: nox.Session, *packages: str) -> None:
+    """Without pip's compiling of every file to bytecode: most of them are never imported."""
+    session.install("--no-compile", *packages)
+
+
+@contextmanager
+def _beside(session: nox.Session, *command: str) -> Iterator[None]:
+    """``command`` runs while the block does, and fails the session as any other."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(session.run, *command, env=_QUIET_THREADS)
+        yield
+        running.result()
+
 
 @nox.session
 def checks(session: nox.Session) -> None:
     """Format, lint, types and import contracts."""
-    session.install("-e", ".[test]")
-    session.run("ruff", "format", "--check", ".")
-    session.run("ruff", "check", ".")
-    session.run("mypy")
-    session.run("lint-imports")
+    _install(session, "-e", ".[test]")
+    with _beside(session, "python", "-c", _WARM_UP):  # kernels, for all sessions with this numba
+        session.run("ruff", "format", "--check", ".")
+        session.run("ruff", "check", ".")
+        session.run("mypy")
+        session.run("lint-imports")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The core, the traces, the simulator and the analysis; one test starts a Ray cluster."""
-    session.install("-e", ".[test,cluster]")
+    _install(session, "-e", ".[test,cluster]")
     session.run(
         "pytest",
         "-n",
@@ -43,9 +67,9 @@ def tests(session: nox.Session) -> None:
 def draft(session: nox.Session) -> None:
     """The drafter: model, data, training, decoding, evaluation, calibration."""
     # The newest torch whose CPU build needs no CUDA libraries where one is at hand.
-    session.install("-e", ".[test,draft]", "torch==2.13.0")
-    session.run("mypy", "-p", "sglang_dspark.draft")
-    session.run("pytest", "-n", "2", "tests/draft", *session.posargs, env=_QUIET_THREADS)
+    _install(session, "-e", ".[test,draft]", "torch==2.13.0")
+    with _beside(session, "mypy", "-p", "sglang_dspark.draft"):
+        session.run("pytest", "-n", "2", "tests/draft", *session.posargs, env=_QUIET_THREADS)
 
 
 def _needs_python_3_11(session: nox.Session) -> None:
@@ -58,28 +82,28 @@ def _needs_python_3_11(session: nox.Session) -> None:
 def worker(session: nox.Session) -> None:
     """DSPARK inside SGLang 0.5.15.post1, served on the CPU; makes the laptop pair if need be."""
     _needs_python_3_11(session)
-    session.install("-r", "requirements/sglang-0.5.15-cpu.txt", "-e", ".[test,draft]")
-    session.install("--no-deps", "-r", "requirements/sglang-0.5.15-cpu-nodeps.txt")
-    session.run("mypy", "-p", "sglang_dspark.runtime", "-p", "benchmarks")
-    session.run(
-        "pytest",
-        "-n",
-        "2",
-        "--dist",
-        "loadfile",
-        "tests/runtime",
-        "--ignore=tests/runtime/steer",
-        *session.posargs,
-        env=_QUIET_THREADS,
-    )
+    _install(session, "-r", "requirements/sglang-0.5.15-cpu.txt", "-e", ".[test,draft]")
+    _install(session, "--no-deps", "-r", "requirements/sglang-0.5.15-cpu-nodeps.txt")
+    with _beside(session, "mypy", "-p", "sglang_dspark.runtime", "-p", "benchmarks"):
+        session.run(
+            "pytest",
+            "-n",
+            "2",
+            "--dist",
+            "loadfile",
+            "tests/runtime",
+            "--ignore=tests/runtime/steer",
+            *session.posargs,
+            env=_QUIET_THREADS,
+        )
 
 
 @nox.session
 def steer(session: nox.Session) -> None:
     """The built-in DSPARK of SGLang 0.5.21 under this project's policies, served on the CPU."""
     _needs_python_3_11(session)
-    session.install("-r", "requirements/sglang-0.5.21-cpu.txt", "-e", ".[test,draft]")
-    session.install("--no-deps", "-r", "requirements/sglang-0.5.21-cpu-nodeps.txt")
+    _install(session, "-r", "requirements/sglang-0.5.21-cpu.txt", "-e", ".[test,draft]")
+    _install(session, "--no-deps", "-r", "requirements/sglang-0.5.21-cpu-nodeps.txt")
     session.run(
         "pytest",
         "-n",

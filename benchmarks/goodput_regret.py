@@ -41,8 +41,8 @@ from simulator.engine.layout import Records
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Outcome, Scenario
 from simulator.slo import parse_slo
+from simulator.study.first_start import warm_up
 from simulator.study.metrics import is_finished, met_slo
-from simulator.study.study import warm_up
 from simulator.sweep.sweep import sweep
 from traces import Trace, load_trace
 

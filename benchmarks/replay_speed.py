@@ -26,7 +26,7 @@ from sglang_dspark.core.policy import parse_policy
 from simulator.acceptance.load import load_acceptance
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
-from simulator.study.study import warm_up
+from simulator.study.first_start import warm_up
 from traces import Trace, load_trace
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,7 +1,8 @@
 """How every command of this project ends: results on stdout, one line on stderr when it cannot.
 
-Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted; the look of every
-``--help``; and the name that a command goes by, which is how it was called. Knows no command.
+Owns exit statuses: 0 done, 2 wrong input (one sentence), 130 interrupted by Ctrl-C, 143 by SIGTERM;
+the look of every ``--help``; and the name that a command goes by, which is how it was called. Knows
+no command.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
 import textwrap
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from types import FrameType
 from typing import Any, NoReturn
 
 from sglang_dspark.extras import not_installed
@@ -72,23 +77,49 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see --help")
 
 
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM within the block are both ``KeyboardInterrupt``; yields those heard."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard  # only the main thread hears signals
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
+
+
 def run_command(name: str, main: Callable[[], int | None]) -> int:
     """Run ``main`` and turn its failures into one line and an exit status.
 
-    ``ValueError`` is wrong input: status 2. ``KeyboardInterrupt`` that ``main`` did not handle:
-    130. A package of an extra that is not installed: status 2. Anything else is a defect of this
-    project and keeps its traceback.
+    ``ValueError`` is wrong input: status 2. A package of an extra that is not installed: status 2.
+    SIGTERM is ``KeyboardInterrupt``, as Ctrl-C is, so that whatever cleans up after the one does
+    after the other; where ``main`` does not handle it, or returns 130 because it did, the status is
+    128 and the signal's number. Anything else is a defect of this project and keeps its traceback.
     """
     name = called_as(name)
     context = copy_context()
     context.run(_called_as.set, name)
+    with _signals() as heard:
+        status = _run(name, lambda: context.run(main))
+    return 128 + heard[0] if heard and status == 130 else status
 
+
+def _run(name: str, main: Callable[[], int | None]) -> int:
     def one_line(message: Warning | str, *_: object, **__: object) -> None:
         print(f"{name}: warning: {message}", file=sys.stderr)
 
     warnings.showwarning = one_line
     try:
-        status = context.run(main) or 0
+        status = main() or 0
         sys.stdout.flush()
         return status
     except ValueError as error:

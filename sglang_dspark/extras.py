@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from importlib import metadata
 
 DISTRIBUTION = "sglang-dspark"
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:.*\bextra\s*==\s*[\"']([\w-]+)[\"'])?")
@@ -17,6 +16,8 @@ def extras() -> dict[str, str]:
 
     Empty too where the project runs without having been installed.
     """
+    from importlib import metadata  # slow to load, and asked only when something is missing
+
     try:
         requirements = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:

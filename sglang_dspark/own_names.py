@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -42,12 +41,12 @@ def _sentence(name: str, spec: ModuleSpec) -> str:
     folders = list(spec.submodule_search_locations or ())
     at = Path(spec.origin if spec.has_location and spec.origin else folders[0])
     place = Path(folders[0] if folders else at).absolute()
-    for other in _distributions(name):
-        if Path(str(metadata.distribution(other).locate_file(name))).absolute() == place:
-            return (
-                f"{at} belongs to the distribution {other!r} and not to this project's package "
-                f"{name!r}; pip uninstall {other}, then {_REINSTALL}"
-            )
+    other = _distribution(name, place)
+    if other:
+        return (
+            f"{at} belongs to the distribution {other!r} and not to this project's package "
+            f"{name!r}; pip uninstall {other}, then {_REINSTALL}"
+        )
     if place == Path(__file__).absolute().parents[1] / name:
         return f"{at} is not this project's package {name!r} any more; {_REINSTALL}"
     return (
@@ -56,8 +55,15 @@ def _sentence(name: str, spec: ModuleSpec) -> str:
     )
 
 
-def _distributions(name: str) -> list[str]:
-    return [one for one in metadata.packages_distributions().get(name, ()) if one != DISTRIBUTION]
+def _distribution(name: str, place: Path) -> str:
+    """Which other distribution put a package there; empty when none did."""
+    from importlib import metadata  # slow to load, and asked only when something is wrong
+
+    for other in metadata.packages_distributions().get(name, ()):
+        at = Path(str(metadata.distribution(other).locate_file(name))).absolute()
+        if other != DISTRIBUTION and at == place:
+            return other
+    return ""
 
 
 def command_begun() -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 
 from sglang_dspark.core.compiled import compiled
 
@@ -76,6 +75,8 @@ def normal_table() -> npt.NDArray[np.float64]:
 
     Drawn values reach +-3.66; what a simulation needs from beyond has probability 0.0002.
     """
+    from scipy.special import ndtri  # slow to import, and most that draw have the table already
+
     cells = 1 << NORMAL_BITS
     half = ndtri((np.arange(cells // 2) + 0.5) / cells)
     half /= np.sqrt(np.mean(half * half))

@@ -32,6 +32,7 @@ from simulator.study.config import (
     load_study,
     with_flags,
 )
+from simulator.study.first_start import waiting
 from simulator.study.metrics import paired_difference
 from simulator.study.report import format_table, format_verdicts
 from simulator.study.results import ResultFolder
@@ -169,7 +170,10 @@ def _command(arguments: argparse.Namespace) -> int:
     folder = ResultFolder(out)
     total = len(study.trace) * len(study.runs)
     try:
-        with tqdm(total=total, unit="req", desc="compiling, once", leave=False) as bar:
+        with tqdm(total=total, unit="req", desc="loading the engine", leave=False) as bar:
+
+            def on_wait(seconds: float) -> None:
+                bar.set_description_str(waiting(seconds))
 
             def on_progress(finished: int) -> None:
                 bar.set_description_str("replaying", refresh=False)
@@ -181,6 +185,7 @@ def _command(arguments: argparse.Namespace) -> int:
                 ray=arguments.ray,
                 folder=folder,
                 check=arguments.check,
+                on_wait=on_wait,
                 on_progress=on_progress,
             )
         if not results:

@@ -114,7 +114,7 @@ def call(at: Path, folder: Path, *words: str, **more: str) -> subprocess.Complet
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | more,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,  # the first replay compiles, beside whatever else the machine does
     )
 
 

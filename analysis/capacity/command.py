@@ -42,6 +42,7 @@ from simulator.study.config import (
     load_study,
     with_flags,
 )
+from simulator.study.first_start import waiting, warm_up
 from simulator.study.results import read_results
 from simulator.sweep.ray_pool import connected
 
@@ -128,18 +129,18 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _asked(inquiry: Inquiry, jobs: int, ray: str | None, journal: Path) -> Findings:
     """The simulations, with a progress bar."""
-    with (
-        tqdm(total=inquiry.questions, unit="question", desc="compiling, once", leave=False) as bar,
-        warnings.catch_warnings(),
-        connected(ray, jobs),
-    ):
-        warnings.simplefilter("ignore")  # the study has warned already
+    with tqdm(
+        total=inquiry.questions, unit="question", desc="loading the engine", leave=False
+    ) as bar:
+        warm_up(inquiry.runs[0].scenario, lambda seconds: bar.set_description_str(waiting(seconds)))
 
         def on_done(done: int) -> None:
             bar.set_description_str("simulating", refresh=False)
             bar.update(done - bar.n)
 
-        return ask(inquiry, jobs=jobs, ray=ray, journal=journal, on_done=on_done)
+        with warnings.catch_warnings(), connected(ray, jobs):
+            warnings.simplefilter("ignore")  # the study has warned already
+            return ask(inquiry, jobs=jobs, ray=ray, journal=journal, on_done=on_done)
 
 
 def _outside(study: Study, findings: Findings) -> None:

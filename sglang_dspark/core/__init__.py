@@ -4,6 +4,7 @@ In order of import:
 
 - ``state``: ``BatchState``, ``VerifyPlan``
 - ``compiled``: numba with a cache that notices changes in called functions
+- ``linking``: numba's compiler, told to optimise a program once, as a whole
 - ``survival``: from confidence logits to prefix survival
 - ``calibration``: what a logit is worth, and the files that say so
 - ``ranking``: order tokens by survival, hand slots to the best

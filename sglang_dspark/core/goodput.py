@@ -33,7 +33,7 @@ from sglang_dspark.core.costs.tables import (
     draft_seconds,
     prefill_seconds,
 )
-from sglang_dspark.core.ranking import assign_slots, sort_candidates
+from sglang_dspark.core.ranking import assign_slots, nth_least, sort_candidates
 from sglang_dspark.core.state import EXHAUSTED, KV_ROOM, NO_DRAFT, NO_GAIN, Bools, Floats, Ints
 from sglang_dspark.core.tables import PolicyTables, Workspace
 
@@ -307,7 +307,7 @@ def choose_drafts(
         out[:rows] = False
         return
     skip = losses > min_gain * expected
-    worst = np.partition(gains[:rows], rows // _AT_ONCE)[rows // _AT_ONCE] if skip else 0.0
+    worst = nth_least(gains[:rows].copy(), rows // _AT_ONCE) if skip else 0.0
     for r in range(rows):
         out[r] = not skip or gains[r] >= 0.0
         if survival[r, 0] != 0.0:
@@ -331,8 +331,8 @@ def goodput_budget(
     Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
     ``work.values``.
     """
-    rows, columns = survival.shape
-    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    rows = survival.shape[0]
+    ranked = work.weighted[:rows]
     drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
     total = sort_candidates(ranked, work.values, work.counts)
     budget, expected = priced_budget(
@@ -364,7 +364,7 @@ def plan_goodput(
         costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
         work.notes, work.values, work.draft_next,
     )  # fmt: skip
-    ranked = work.weighted[: rows * columns].reshape(rows, columns)
+    ranked = work.weighted[:rows]
     for r in range(rows):
         for k in range(columns):
             ranked[r, k] = around.weight[r] * survival[r, k]

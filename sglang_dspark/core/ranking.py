@@ -34,24 +34,72 @@ def _bin_of(survival: float, bins: int) -> int:
 
 
 @compiled
-def _insertion_sort(values: Floats, stop: int) -> None:
-    """Sort values[:stop] descending, in place; linear where few are out of order."""
-    for i in range(1, stop):
+def _insertion_sort(values: Floats, start: int, stop: int) -> None:
+    """Sort values[start:stop] descending, in place; linear where few are out of order."""
+    for i in range(start + 1, stop):
         value = values[i]
         j = i
-        while j > 0 and values[j - 1] < value:
+        while j > start and values[j - 1] < value:
             values[j] = values[j - 1]
             j -= 1
         values[j] = value
 
 
 @compiled
-def _sort(values: Floats, stop: int) -> None:
-    """Sort values[:stop] descending, in place."""
-    if stop > _INSERTION_LIMIT:
-        values[:stop] = -np.sort(-values[:stop])
-    else:
-        _insertion_sort(values, stop)
+def _sift(values: Floats, start: int, node: int, size: int) -> None:
+    """Let a value sink in the heap values[start : start + size], whose root is the least."""
+    value = values[start + node]
+    child = 2 * node + 1
+    while child < size:
+        if child + 1 < size and values[start + child + 1] < values[start + child]:
+            child += 1
+        if values[start + child] >= value:
+            break
+        values[start + node] = values[start + child]
+        node = child
+        child = 2 * node + 1
+    values[start + node] = value
+
+
+@compiled
+def _sort(values: Floats, start: int, stop: int) -> None:
+    """Sort values[start:stop] descending, in place; many of them as a heap."""
+    size = stop - start
+    if size <= _INSERTION_LIMIT:
+        _insertion_sort(values, start, stop)
+        return
+    for node in range(size // 2 - 1, -1, -1):
+        _sift(values, start, node, size)
+    for last in range(size - 1, 0, -1):
+        values[start], values[start + last] = values[start + last], values[start]
+        _sift(values, start, 0, last)
+
+
+@compiled
+def nth_least(values: Floats, n: int) -> float:
+    """What values[n] is once they ascend, n from 0; shuffles them. Linear on average.
+
+    Hoare's FIND (1961). As all sorting here it is written out: numba takes seconds to compile its
+    own ``np.sort`` and ``np.partition``.
+    """
+    low, high = 0, values.size - 1
+    while low < high:
+        pivot = values[n]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while pivot < values[j]:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if j < n:
+            low = i
+        if n < i:
+            high = j
+    return values[n]
 
 
 @compiled
@@ -84,9 +132,9 @@ def sort_candidates(survival: Floats, out: Floats, counts: Ints) -> int:
         start = 0
         for b in range(bins):  # counts[b] is now the end of bin b
             if counts[b] - start > _INSERTION_LIMIT:
-                _sort(out[start:], counts[b] - start)
+                _sort(out, start, counts[b])
             start = counts[b]
-    _insertion_sort(out, total)
+    _insertion_sort(out, 0, total)
     return total
 
 
@@ -130,7 +178,7 @@ def assign_slots(survival: Floats, slots: int, lengths: Ints, values: Floats, co
             values[inside] = survival[r, k]
             inside += survival[r, k] >= SURVIVAL_FLOOR
             k += 1
-    _sort(values, inside)
+    _sort(values, 0, inside)
     last = slots - above - 1
     least = values[last]
     if last + 1 == inside or values[last + 1] < least:

@@ -58,7 +58,7 @@ class Workspace(NamedTuple):
     draft_next: Bools
     notes: Floats
     weighted: Floats
-    """[R * K] survivals times weights."""
+    """[R, K] survivals times weights."""
     prior: Floats
 
 
@@ -70,6 +70,6 @@ def make_workspace(max_requests: int, gamma: int) -> Workspace:
         lengths=np.zeros(max(max_requests, 1), dtype=np.int64),
         draft_next=np.zeros(max(max_requests, 1), dtype=np.bool_),
         notes=np.full(max(max_requests, 1), np.nan),
-        weighted=np.empty(max(max_requests * gamma, 1)),
+        weighted=np.empty((max(max_requests, 1), gamma)),
         prior=np.empty(gamma),
     )

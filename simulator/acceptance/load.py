@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from sglang_dspark.files import did_you_mean
 from simulator.acceptance.profile import read_fitted_profile
-from simulator.acceptance.recorded import read_empirical_profile
 from simulator.acceptance.tables import AcceptanceTables
 
 DEFAULT_PROFILE = "dspark-qwen3-4b"
@@ -75,6 +74,10 @@ def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
     if path.suffix == ".json":
         return read_fitted_profile(path)
     if path.suffix == ".parquet":
+        from simulator.acceptance.recorded import (
+            read_empirical_profile,
+        )  # pyarrow is slow to import
+
         return read_empirical_profile(path)
     hint = did_you_mean(text, shipped_profiles(), show=str)
     raise ValueError(

@@ -143,12 +143,25 @@ def nearest_records(tokens: IntArray, output_tokens: int) -> tuple[int, int]:
     sides as many more as make 16. No more: a round that reaches the end of an answer seldom goes
     on, and only in a record of the same length does that round come when the answer ends."""
     count = tokens.size
-    low = int(np.searchsorted(tokens, output_tokens, side="left"))
-    high = int(np.searchsorted(tokens, output_tokens, side="right"))
+    low = _first_from(tokens, output_tokens)
+    high = _first_from(tokens, output_tokens + 1)
     wanted = min(count, _NEAR)
     more = max(0, wanted - (high - low))
     low = max(0, min(low - more // 2, count - wanted))
     return low, max(high, low + wanted)
+
+
+@compiled
+def _first_from(ascending: IntArray, value: int) -> int:
+    """The first place that holds ``value`` or more; the size where none does."""
+    low, high = 0, ascending.size
+    while low < high:
+        middle = (low + high) // 2
+        if ascending[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @inlined

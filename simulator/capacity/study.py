@@ -31,6 +31,7 @@ from simulator.engine.latency import itl_percentile_s
 from simulator.fleet.fleet import simulate
 from simulator.fleet.mistakes import MISTAKES, Mistake, believes, mistaken
 from simulator.fleet.scenario import Outcome, Scenario
+from simulator.study.first_start import warm_up
 from simulator.study.metrics import (
     batch_interval,
     measure,
@@ -38,7 +39,7 @@ from simulator.study.metrics import (
     paired_difference,
     request_times,
 )
-from simulator.study.study import Run, warm_up
+from simulator.study.study import Run
 from simulator.sweep.sweep import heed, sweep
 
 Answer = dict[str, Any]

@@ -6,6 +6,7 @@ In order of import:
 - ``config``: settings, SGLang's names and defaults
 - ``kv_cache``: pages and the prefix cache
 - ``latency``: inter-token latency in narrow bins
+- ``lifecycle``: what becomes of a request: waiting, running, finished, handed over
 - ``prefill``: admission and prefill
 - ``decode``: one decode step, draft -> plan -> verify -> commit
 - ``kernel``: the replica's clock, admit -> plan -> step -> record

@@ -7,6 +7,8 @@ would accept (``memory.outcome``) is drawn here and never shown to it. Retractio
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import decide
@@ -23,10 +25,30 @@ from simulator.engine.kv_cache import (
     release_kv,
 )
 from simulator.engine.latency import count_itl, itl_bin
-from simulator.engine.layout import WAITING, Engine, Memory
-from simulator.engine.prefill import assumed_new_tokens, finish_request, push_waiting
+from simulator.engine.layout import DECODE_STEP, WAITING, Engine, Memory, Records, Step
+from simulator.engine.lifecycle import (
+    assumed_new_tokens,
+    context_tokens,
+    drop_finished,
+    finish_request,
+    push_waiting,
+)
 
 _RETRACT_DECODE_STEPS = 20  # SGLang's SGLANG_RETRACT_DECODE_STEPS
+
+
+class Tables(NamedTuple):
+    """What a replica's steps read and never write."""
+
+    truth: CostTables
+    """Prices the steps."""
+    belief: CostTables
+    """The cost model the policy was given: another one when a stale or wrong model is studied."""
+    acceptance: AcceptanceTables
+    policy: PolicyTables
+    inverse_temperature: Floats
+    """[K], of the calibration of confidences, as ``bias``."""
+    bias: Floats
 
 
 @compiled
@@ -97,30 +119,33 @@ def make_room(memory: Memory, engine: Engine, step_tokens: int) -> None:
 
 
 @compiled
-def begin_requests(memory: Memory, engine: Engine, acceptance: AcceptanceTables) -> None:
+def begin_requests(requests: Records, seed: int, acceptance: AcceptanceTables) -> None:
     """Draw every request's difficulty; once, before the first step."""
-    for r in range(memory.requests.size):
-        request = memory.requests[r]
+    for r in range(requests.size):
+        request = requests[r]
         request.difficulty, request.step_state = begin_request(
-            acceptance, engine.seed, r, request.domain, request.output_limit
+            acceptance, seed, r, request.domain, request.output_limit
         )
 
 
+@compiled
+def _copy(source: Floats, target: Floats) -> None:
+    """Row to row, in a loop: numba's own assignment checks shapes in a thousand lines of code."""
+    for k in range(source.size):
+        target[k] = source[k]
+
+
 @inlined
-def draft(
-    memory: Memory,
-    engine: Engine,
-    acceptance: AcceptanceTables,
-    inverse_temperature: Floats,
-    bias: Floats,
-    as_sglang: bool,
-) -> None:
+def draft(memory: Memory, engine: Engine, tables: Tables) -> None:
     """Draw every running request's round: outcomes, current survivals, survivals ``lag`` ago.
 
     A request that is not drafted for draws its round all the same, so that its luck does not depend
-    on the policy; nobody sees it, and its newest known survivals are carried forward.
-    ``as_sglang``: survivals in the arithmetic of SGLang's own planner.
+    on the policy; nobody sees it, and its newest known survivals are carried forward. Under
+    ``sglang`` survivals are in the arithmetic of SGLang's own planner.
     """
+    acceptance, bias = tables.acceptance, tables.bias
+    inverse_temperature = tables.inverse_temperature
+    as_sglang = tables.policy.as_sglang
     depth = engine.lag_steps + 1
     for i in range(memory.state[0].running):
         r = memory.running[i]
@@ -146,7 +171,7 @@ def draft(
                 fill_survival_float32(memory.logits, inverse_temperature, bias, now)
             else:
                 fill_survival(memory.logits, inverse_temperature, bias, now)
-            memory.survival[i] = now
+            _copy(now, memory.survival[i])
         else:
             request.undrafted += 1
             memory.outcome[i] = 0
@@ -155,7 +180,7 @@ def draft(
         place = (request.history + 1) % depth
         known = request.history >= engine.lag_steps and memory.ages[request.slot, place] >= 0
         if known:
-            memory.stale[i] = memory.ring[request.slot, place]
+            _copy(memory.ring[request.slot, place], memory.stale[i])
             memory.stale_age[i] = memory.ages[request.slot, place] + engine.lag_steps
         else:
             memory.stale[i] = 1.0
@@ -168,7 +193,7 @@ def _carry_forward(memory: Memory, slot: int, place: int, depth: int, history: i
     before = (place + depth - 1) % depth
     age = memory.ages[slot, before] if history > 0 else -1
     memory.ages[slot, place] = age + 1 if age >= 0 else -1
-    memory.ring[slot, place] = memory.ring[slot, before]
+    _copy(memory.ring[slot, before], memory.ring[slot, place])
 
 
 @inlined
@@ -271,15 +296,10 @@ def _take_choice(memory: Memory, work: Workspace) -> int:
 
 @inlined
 def plan_and_time(
-    memory: Memory,
-    engine: Engine,
-    truth: CostTables,
-    belief: CostTables,
-    policy: PolicyTables,
-    work: Workspace,
-    context_tokens: int,
+    memory: Memory, engine: Engine, tables: Tables, work: Workspace, context: int
 ) -> tuple[int, float, float, float, int]:
     """Plan the drafted step: (tokens M, true seconds, predicted seconds, expected, reason)."""
+    policy = tables.policy
     state = memory.state[0]
     requests = state.running
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
@@ -291,11 +311,17 @@ def plan_and_time(
         memory.stale_age,
         memory.note,
         memory.weight,
-        float(context_tokens),
+        float(context),
         state.prefills_per_step,
     )
     predicted_s, expected, reason = decide(
-        policy, belief, memory.survival[:requests], memory.stale[:requests], around, room, work
+        policy,
+        tables.belief,
+        memory.survival[:requests],
+        memory.stale[:requests],
+        around,
+        room,
+        work,
     )
     tokens = requests
     for i in range(requests):
@@ -303,5 +329,37 @@ def plan_and_time(
     drafted = requests if policy.drafts else 0
     if policy.chooses_drafts:
         drafted = _take_choice(memory, work)
-    step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context_tokens))
+    step_s = decode_step_seconds(tables.truth, tokens, requests, drafted, float(context))
     return tokens, step_s, predicted_s, expected, reason
+
+
+@inlined
+def decode_step(memory: Memory, engine: Engine, tables: Tables, work: Workspace) -> Step:
+    """Draft for the running requests, plan, verify and commit."""
+    state = memory.state[0]
+    speculative = tables.policy.drafts
+    drop_finished(memory)
+    make_room(memory, engine, tables.acceptance.gamma + 1 if speculative else 1)
+    if speculative:
+        draft(memory, engine, tables)
+    requests = state.running
+    context = context_tokens(memory)
+    tokens, step_s, predicted_s, expected, reason = plan_and_time(
+        memory, engine, tables, work, context
+    )
+    state.now_s += step_s
+    committed, finished = commit(memory, engine, work, speculative)
+    state.leaving += finished
+    return Step(
+        kind=DECODE_STEP,
+        requests=requests,
+        predicted_s=predicted_s,
+        expected_tokens=expected,
+        stop_reason=reason,
+        computed_tokens=tokens,
+        verify_tokens=tokens - requests,
+        committed_tokens=committed,
+        prefill_tokens=0,
+        context_tokens=context,
+        finished=finished,
+    )

@@ -7,20 +7,14 @@ in plain Python.
 
 from __future__ import annotations
 
+import math
+
 from sglang_dspark.core.compiled import compiled, inlined
-from sglang_dspark.core.costs.tables import CostTables
-from sglang_dspark.core.state import Floats
-from sglang_dspark.core.tables import PolicyTables, Workspace
-from simulator.acceptance.tables import AcceptanceTables
-from simulator.engine.decode import commit, draft, make_room, plan_and_time
-from simulator.engine.layout import DECODE_STEP, MIXED_STEP, PREFILL_STEP, Engine, Memory
-from simulator.engine.prefill import (
-    drop_finished,
-    finish_prefill_step,
-    form_prefill_batch,
-    prefill_step_seconds,
-    push_waiting,
-)
+from sglang_dspark.core.tables import Workspace
+from simulator.engine.decode import Tables, decode_step
+from simulator.engine.layout import DECODE_STEP, Engine, Memory, Step
+from simulator.engine.lifecycle import push_waiting
+from simulator.engine.prefill import form_prefill_batch, prefill_step
 
 IDLE, REACHED, PAUSED = range(3)
 """Why ``advance`` returned: nothing to do before the horizon, a step reaches beyond it, or a full
@@ -53,81 +47,54 @@ def _receive(memory: Memory) -> None:
 
 
 @inlined
-def _context_tokens(memory: Memory) -> int:
-    total = 0
-    for i in range(memory.state[0].running):
-        total += memory.requests[memory.running[i]].kv_len
-    return total
-
-
-@inlined
-def _record(
-    memory: Memory,
-    engine: Engine,
-    kind: int,
-    requests: int,
-    start_s: float,
-    predicted_s: float,
-    expected: float,
-    reason: int,
-    computed: int,
-    verify: int,
-    committed: int,
-    prefill: int,
-    context: int,
-) -> None:
+def _record(memory: Memory, engine: Engine, start_s: float, done: Step) -> None:
+    """Count the step that has just ended, and log it where steps are."""
     state = memory.state[0]
     state.busy_s += state.now_s - start_s
     state.steps += 1
-    state.computed_tokens += computed
-    if kind == DECODE_STEP:
-        state.least_tokens = min(state.least_tokens, computed)
-        state.most_tokens = max(state.most_tokens, computed)
-        state.most_requests = max(state.most_requests, requests)
+    state.computed_tokens += done.computed_tokens
+    if done.kind == DECODE_STEP:
+        state.least_tokens = min(state.least_tokens, done.computed_tokens)
+        state.most_tokens = max(state.most_tokens, done.computed_tokens)
+        state.most_requests = max(state.most_requests, done.requests)
     if memory.steps.size == 0:
         return
     step = memory.steps[state.logged]
     step.start_s = start_s
     step.duration_s = state.now_s - start_s
-    step.predicted_s = predicted_s
-    step.expected_tokens = expected
-    step.kind = kind
-    step.stop_reason = reason
-    step.requests = requests
-    step.computed_tokens = computed
-    step.verify_tokens = verify
-    step.committed_tokens = committed
-    step.prefill_tokens = prefill
+    step.predicted_s = done.predicted_s
+    step.expected_tokens = done.expected_tokens
+    step.kind = done.kind
+    step.stop_reason = done.stop_reason
+    step.requests = done.requests
+    step.computed_tokens = done.computed_tokens
+    step.verify_tokens = done.verify_tokens
+    step.committed_tokens = done.committed_tokens
+    step.prefill_tokens = done.prefill_tokens
     step.running = state.running
     step.queued = state.queued
-    step.context_tokens = context
+    step.context_tokens = done.context_tokens
     step.kv_free_tokens = state.free_pages * engine.page_tokens
     state.logged += 1
 
 
+@inlined
+def _next_ready_s(memory: Memory, engine: Engine) -> float:
+    """When the next request of the inbox is ready; never, where clients wait for answers."""
+    state = memory.state[0]
+    if engine.closed_loop or state.inbox_head == state.inbox_tail:
+        return math.inf
+    return memory.requests[memory.inbox[state.inbox_head]].ready_s
+
+
 @compiled
-def advance(
-    memory: Memory,
-    engine: Engine,
-    truth: CostTables,
-    belief: CostTables,
-    acceptance: AcceptanceTables,
-    policy: PolicyTables,
-    inverse_temperature: Floats,
-    bias: Floats,
-    work: Workspace,
-    until_s: float,
-) -> int:
+def advance(memory: Memory, engine: Engine, tables: Tables, work: Workspace, until_s: float) -> int:
     """Run the steps that start before ``until_s``; return one of the codes above.
 
-    Requests in the inbox join the queue at the first step boundary after they are ready; in a
-    closed loop, one for each that finished.
-    ``truth`` prices the steps, ``belief`` is the cost model the policy was given: they differ when
-    a stale or wrong model is studied.
+    At each step's boundary: receive what is ready, form a prefill batch, run it, or else a decode
+    step, and release in a closed loop one request for each that finished.
     """
     state = memory.state[0]
-    speculative = policy.drafts
-    step_tokens = acceptance.gamma + 1 if speculative else 1
     for _ in range(_STEPS_PER_CALL):
         if not engine.closed_loop:
             _receive(memory)
@@ -138,54 +105,17 @@ def advance(
         start_s = state.now_s
         state.left_before = state.done + state.handed
         admitted = form_prefill_batch(memory, engine)
-        finished = 0
         if admitted > 0:
-            if engine.mixed_chunk:
-                make_room(memory, engine, 1)
-            riding = state.running if engine.mixed_chunk else 0
-            context = _context_tokens(memory)
-            state.now_s += prefill_step_seconds(memory, engine, truth, admitted, context)
-            new = 0
-            for i in range(admitted):
-                new += memory.batch_tokens[i]
-            committed = state.committed_tokens
-            if riding > 0:
-                drop_finished(memory)
-                _, finished = commit(memory, engine, work, False)
-                state.batch_full = 0 if finished > 0 else state.batch_full
-            finished += finish_prefill_step(memory, engine, admitted)
-            committed = state.committed_tokens - committed
-            kind = MIXED_STEP if riding > 0 else PREFILL_STEP
-            state.prefills_since += 1
-            state.prefills_wait = engine.prefill_decode_interval
-            _record(
-                memory, engine, kind, admitted + riding, start_s, state.now_s - start_s,
-                float(committed), 0, new + riding, 0, committed, new, context,
-            )  # fmt: skip
+            step = prefill_step(memory, engine, tables.truth, work, admitted)
         elif state.running > 0:
-            drop_finished(memory)
-            make_room(memory, engine, step_tokens)
-            if speculative:
-                draft(memory, engine, acceptance, inverse_temperature, bias, policy.as_sglang)
-            requests = state.running
-            context = _context_tokens(memory)
-            tokens, step_s, predicted_s, expected, reason = plan_and_time(
-                memory, engine, truth, belief, policy, work, context
-            )
-            state.now_s += step_s
-            committed, finished = commit(memory, engine, work, speculative)
-            state.leaving += finished
-            _record(
-                memory, engine, DECODE_STEP, requests, start_s, predicted_s, expected, reason,
-                tokens, tokens - requests, committed, 0, context,
-            )  # fmt: skip
+            step = decode_step(memory, engine, tables, work)
         else:
-            if engine.closed_loop or state.inbox_head == state.inbox_tail:
-                return IDLE
-            next_s = memory.requests[memory.inbox[state.inbox_head]].ready_s
+            next_s = _next_ready_s(memory, engine)
             if next_s >= until_s:
                 return IDLE
             state.now_s = next_s
-        if finished > 0 and engine.closed_loop:
-            release(memory, finished)
+            continue
+        _record(memory, engine, start_s, step)
+        if engine.closed_loop:
+            release(memory, step.finished)
     return PAUSED

@@ -145,6 +145,24 @@ STEP = np.dtype(
 """One engine step. ``computed_tokens`` is M, ``verify_tokens`` the draft tokens among them;
 ``running`` and ``queued`` are the requests decoding and waiting when the step ends."""
 
+
+class Step(NamedTuple):
+    """What a step says of itself; the rest of its STEP record is the clock's and the memory's."""
+
+    kind: int
+    requests: int
+    predicted_s: float
+    expected_tokens: float
+    stop_reason: int
+    computed_tokens: int
+    verify_tokens: int
+    committed_tokens: int
+    prefill_tokens: int
+    context_tokens: int
+    finished: int
+    """Requests that ended with it."""
+
+
 ITL_BINS = 2048
 ITL_FIRST_S = 1e-5
 ITL_BINS_PER_E = 100.0

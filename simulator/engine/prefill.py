@@ -8,48 +8,30 @@ SGLang 0.5.21, managers/schedule_policy.py (PrefillAdder) and scheduler.py. Know
 
 from __future__ import annotations
 
-import math
-
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables, prefill_seconds
+from sglang_dspark.core.tables import Workspace
+from simulator.engine.decode import commit, make_room
 from simulator.engine.kv_cache import (
     available_pages,
     evict_until,
     lock_prefix,
     pages_of,
     private_pages,
-    release_kv,
     share_computed_blocks,
     unlock_prefix,
 )
 from simulator.engine.latency import count_itl
-from simulator.engine.layout import COMPLETED, PREFILLING, RUNNING, WAITING, Engine, Memory
-
-
-@compiled
-def assumed_new_tokens(memory: Memory, engine: Engine, r: int) -> int:
-    """Output tokens admission reserves for: what is left of the assumed max_new_tokens."""
-    request = memory.requests[r]
-    pool = engine.pool_pages * engine.page_tokens
-    most = min(engine.admission_new_tokens, pool - 2 * engine.page_tokens - request.prompt_tokens)
-    return max(0, most - request.generated)
-
-
-@compiled
-def push_waiting(memory: Memory, r: int) -> None:
-    """Append request ``r`` to the waiting queue."""
-    state = memory.state[0]
-    request = memory.requests[r]
-    memory.queue[(state.queue_head + state.queued) % memory.queue.size] = r
-    state.queued += 1
-    state.waiting_tokens += request.prompt_tokens + request.generated
-
-
-@compiled
-def _pop_waiting(memory: Memory) -> None:
-    state = memory.state[0]
-    state.queue_head = (state.queue_head + 1) % memory.queue.size
-    state.queued -= 1
+from simulator.engine.layout import MIXED_STEP, PREFILL_STEP, PREFILLING, Engine, Memory, Step
+from simulator.engine.lifecycle import (
+    assumed_new_tokens,
+    context_tokens,
+    drop_finished,
+    finish_request,
+    hand_over,
+    pop_waiting,
+    start_running,
+)
 
 
 @compiled
@@ -81,36 +63,13 @@ def _adopt(memory: Memory, engine: Engine, r: int, room_tokens: float) -> bool:
     pages = pages_of(engine, kv_tokens)
     if not evict_until(memory, engine, pages):
         return False
-    _pop_waiting(memory)
+    pop_waiting(memory)
     state.free_pages -= pages
     state.waiting_tokens -= request.prompt_tokens + request.generated
     request.kv_len = kv_tokens
     request.kv_ready = 0
     start_running(memory, r)
     return True
-
-
-@compiled
-def _hand_over(memory: Memory, engine: Engine, r: int) -> None:
-    """The prompt is done and another replica decodes; its full blocks stay in the cache here."""
-    state = memory.state[0]
-    release_kv(memory, engine, r)
-    memory.requests[r].status = WAITING
-    memory.requests[r].kv_ready = 1
-    memory.outbox[state.outgoing] = r
-    state.outgoing += 1
-    state.handed += 1
-    state.batch_full = 0
-
-
-@compiled
-def drop_finished(memory: Memory) -> None:
-    """Take the requests that finished out of the decode batch, as SGLang does when it decodes next:
-    until then they hold their places, and nobody is admitted into a full batch."""
-    state = memory.state[0]
-    if state.leaving > 0:
-        state.leaving = 0
-        state.batch_full = 0
 
 
 @inlined
@@ -184,7 +143,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
             request.kv_len = 0
             unlock_prefix(memory, r)
             break
-        _pop_waiting(memory)
+        pop_waiting(memory)
         n += 1
         request.prefill_end = fill
         request.status = PREFILLING
@@ -202,9 +161,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
 
 
 @inlined
-def prefill_step_seconds(
-    memory: Memory, engine: Engine, truth: CostTables, n: int, context_tokens: int
-) -> float:
+def _seconds(memory: Memory, engine: Engine, truth: CostTables, n: int, context: int) -> float:
     """Seconds of the formed batch; with mixed chunks the running requests ride along."""
     new = 0
     pairs = 0.0
@@ -214,27 +171,12 @@ def prefill_step_seconds(
         pairs += tokens * (memory.requests[memory.batch[i]].kv_len + 0.5 * tokens)
     if engine.mixed_chunk:
         new += memory.state[0].running
-        pairs += float(context_tokens)
+        pairs += float(context)
     return prefill_seconds(truth, new, pairs) + truth.host_s
 
 
-@compiled
-def start_running(memory: Memory, r: int) -> None:
-    """Move a prefilled request into the decode batch, with no history of confidences."""
-    state = memory.state[0]
-    request = memory.requests[r]
-    request.status = RUNNING
-    request.history = 0
-    request.drafts = state.drafts_new
-    request.note = math.nan
-    free = memory.running.size - state.running
-    request.slot = memory.free_slots[free - 1]
-    memory.running[state.running] = r
-    state.running += 1
-
-
 @inlined
-def finish_prefill_step(memory: Memory, engine: Engine, n: int) -> int:
+def _finish(memory: Memory, engine: Engine, n: int) -> int:
     """Account for the batch at the end of its step; return how many requests finished in it.
 
     A request whose prompt is complete emits its first token now, and joins the decode batch.
@@ -262,19 +204,47 @@ def finish_prefill_step(memory: Memory, engine: Engine, n: int) -> int:
             finished += 1
             state.batch_full = 0
         elif engine.prefill_only:
-            _hand_over(memory, engine, r)
+            hand_over(memory, engine, r)
         else:
             start_running(memory, r)
     return finished
 
 
-@compiled
-def finish_request(memory: Memory, engine: Engine, r: int) -> None:
-    """The request has all its tokens: note the time, free its memory."""
+@inlined
+def prefill_step(
+    memory: Memory, engine: Engine, truth: CostTables, work: Workspace, admitted: int
+) -> Step:
+    """Run the batch of ``admitted`` requests that was formed, and whom its chunk mixes in."""
     state = memory.state[0]
-    request = memory.requests[r]
-    request.finish_s = state.now_s
-    request.status = COMPLETED
-    state.free_pages += private_pages(memory, engine, r)
-    unlock_prefix(memory, r)
-    state.done += 1
+    start_s = state.now_s
+    if engine.mixed_chunk:
+        make_room(memory, engine, 1)
+    riding = state.running if engine.mixed_chunk else 0
+    context = context_tokens(memory)
+    state.now_s += _seconds(memory, engine, truth, admitted, context)
+    new = 0
+    for i in range(admitted):
+        new += memory.batch_tokens[i]
+    committed = state.committed_tokens
+    finished = 0
+    if riding > 0:
+        drop_finished(memory)
+        _, finished = commit(memory, engine, work, False)
+        state.batch_full = 0 if finished > 0 else state.batch_full
+    finished += _finish(memory, engine, admitted)
+    committed = state.committed_tokens - committed
+    state.prefills_since += 1
+    state.prefills_wait = engine.prefill_decode_interval
+    return Step(
+        kind=MIXED_STEP if riding > 0 else PREFILL_STEP,
+        requests=admitted + riding,
+        predicted_s=state.now_s - start_s,
+        expected_tokens=float(committed),
+        stop_reason=0,
+        computed_tokens=new + riding,
+        verify_tokens=0,
+        committed_tokens=committed,
+        prefill_tokens=new,
+        context_tokens=context,
+        finished=finished,
+    )

@@ -59,8 +59,8 @@ class Fleet:
             ]  # fmt: skip
             self.replicas += members
             self._pools.append((pool, members))
-        self._acceptance = tables.acceptance
-        begin_requests(self.replicas[0].memory, self.replicas[0].engine, self._acceptance)
+        self._acceptance = tables.steps.acceptance
+        begin_requests(self.requests, tables.engine.seed, self._acceptance)
         self._arriving = np.flatnonzero(self.requests["status"] != REJECTED)
         """Requests in order of arrival."""
         self._arrival_s = self.requests["arrival_s"][self._arriving].copy()

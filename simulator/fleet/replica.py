@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.tables import make_workspace
+from simulator.engine.decode import Tables
 from simulator.engine.kernel import PAUSED, advance, release
 from simulator.engine.laws import check_memory
 from simulator.engine.layout import Engine, Memory, Records, clear_memory, make_memory
@@ -40,18 +41,14 @@ class ReplicaTables:
         )
         self.pool = pool
         self.engine: Engine = scenario.compiled_engine(pool)
-        self.truth = pool.cost_model.tables(most * (gamma + 1), most)
-        self.acceptance = scenario.acceptance.tables(scenario.trace.domain_names)
-        self.arguments = (
-            self.engine,
-            self.truth,
-            planner.costs,
-            self.acceptance,
-            planner.policy_tables,
-            planner.inverse_temperature,
-            planner.bias,
+        self.steps = Tables(
+            truth=pool.cost_model.tables(most * (gamma + 1), most),
+            belief=planner.costs,
+            acceptance=scenario.acceptance.tables(scenario.trace.domain_names),
+            policy=planner.policy_tables,
+            inverse_temperature=planner.inverse_temperature,
+            bias=planner.bias,
         )
-        """Of ``advance``, between the memory and the workspace."""
 
 
 class Replica:
@@ -81,7 +78,7 @@ class Replica:
         """Requests it held when it failed, over all its failures."""
         self.pool = tables.pool
         self.engine = tables.engine
-        self.truth = tables.truth
+        self.truth = tables.steps.truth
         """Prices its steps."""
         self.memory: Memory = make_memory(
             requests=requests,
@@ -92,8 +89,8 @@ class Replica:
             gamma=gamma,
             step_capacity=scenario.step_capacity,
         )
-        workspace = make_workspace(self.engine.max_running, gamma)
-        self._tables = (*tables.arguments, workspace)
+        self._tables = tables.steps
+        self._work = make_workspace(self.engine.max_running, gamma)
         self._state = self.memory.state[0]
         self._on_steps = on_steps
         self._on_pause = on_pause
@@ -206,7 +203,7 @@ class Replica:
         """Run the steps that start before ``until_s``."""
         if self.held == 0 or self.now_s >= until_s:
             return
-        while advance(self.memory, *self._tables, until_s) == PAUSED:
+        while advance(self.memory, self.engine, self._tables, self._work, until_s) == PAUSED:
             self.flush()
             self._on_pause()
         if self._check:

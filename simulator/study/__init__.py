@@ -6,6 +6,7 @@ In order of import:
 - ``place``: the folder of a run's results, and its lock
 - ``results``: the result folder
 - ``study``: a list of runs, rows in the order asked for
+- ``first_start``: the kernel is there before anything begins
 - ``config``: what ``dspark run`` runs
 - ``report``: the table a person reads
 - ``windows``: a trace in windows, and what one is worth

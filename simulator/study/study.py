@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from sglang_dspark.core.policy import NoSpeculation, PolicyFile
 from sglang_dspark.files import atomic_write
 from simulator.engine.layout import Records
 from simulator.fleet.config import FleetConfig
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Outcome, Scenario
 from simulator.slo import Slo
+from simulator.study.first_start import warm_up
 from simulator.study.metrics import is_finished, measure
 from simulator.study.results import ResultFolder, requests_table, steps_table
 from simulator.sweep.sweep import advance, heed, sweep
@@ -183,21 +183,6 @@ def _perform_away(task: _Task) -> tuple[RunResult, dict[str, bytes]]:
         return result, {part.name: part.read_bytes() for part in parts}
 
 
-def warm_up(scenario: Scenario) -> None:
-    """Compile the kernel (or load it from the disk cache) before workers are forked."""
-    simulate(
-        dataclasses.replace(
-            scenario,
-            trace=scenario.trace.head(1),
-            policy=PolicyFile(policy=NoSpeculation()),
-            belief=None,
-            concurrency=None,
-            replicas=1,
-            fleet=FleetConfig(),
-        )
-    )
-
-
 def perform(
     runs: Sequence[Run],
     *,
@@ -205,15 +190,16 @@ def perform(
     ray: str | None = None,
     folder: ResultFolder | None = None,
     check: bool = False,
+    on_wait: Callable[[float], None] = lambda seconds: None,
     on_progress: Callable[[int], None] = lambda finished: None,
 ) -> tuple[list[RunResult], bool]:
     """Perform the runs; returns their results in order, and whether Ctrl-C cut them short.
 
-    ``jobs`` and ``ray`` are those of ``sweep``. ``on_progress`` hears how many requests have
-    finished, over all runs. After an interruption runs that had not begun are missing from the
-    list.
+    ``jobs`` and ``ray`` are those of ``sweep``, ``on_wait`` is ``warm_up``'s. ``on_progress`` hears
+    how many requests have finished, over all runs. After an interruption runs that had not begun
+    are missing from the list.
     """
-    warm_up(runs[0].scenario)
+    warm_up(runs[0].scenario, on_wait)
     tasks = [_Task(run=run, number=i, folder=folder, check=check) for i, run in enumerate(runs)]
     results: list[RunResult | None]
     if ray is None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from simulator.engine.layout import REJECTED, Records
 from simulator.fleet.scenario import Outcome
@@ -193,6 +192,8 @@ def gain(ours: Figures, theirs: Figures, name: str) -> Gain:
         scale = np.where(rate > 0, rate, 1.0) * base.mean(axis=1, keepdims=True)
         moved.append((amount - rate * base) / scale)
     d = (moved[0] - moved[1]).mean(axis=0)
-    half = float(stats.t.ppf(0.975, d.size - 1)) * float(d.std(ddof=1)) / math.sqrt(d.size)
+    from scipy.special import stdtrit  # slow to import, as in metrics
+
+    half = float(stdtrit(d.size - 1, 0.975)) * float(d.std(ddof=1)) / math.sqrt(d.size)
     mean = ratio(ours, theirs, name)
     return Gain(mean=mean - 1, low=mean * math.exp(-half) - 1, high=mean * math.exp(half) - 1)

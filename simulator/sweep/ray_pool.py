@@ -20,6 +20,7 @@ from simulator.sweep.sweep import Stop, Watch, perform
 
 LOCAL = "local"
 _RETRIES = 3
+_STARTS = 4
 _LOOK_EVERY_S = 0.1
 
 _FULL_PRIORITY = {"env_vars": {"RAY_worker_niceness": "0"}}
@@ -66,7 +67,7 @@ def connected(address: str | None, jobs: int) -> Iterator[None]:
     try:
         _knock(address)
         with _sigterm_kept():
-            ray.init(**settings)
+            _begin(ray, settings)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -76,6 +77,20 @@ def connected(address: str | None, jobs: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _begin(ray: Any, settings: dict[str, Any]) -> None:
+    """Ray gives a node of its own 30 s to start; where the cores are busy that may not do."""
+    for start in range(1, _STARTS + 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if start == _STARTS:
+                raise RuntimeError(str(error)) from None
 
 
 @contextmanager

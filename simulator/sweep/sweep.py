@@ -84,7 +84,8 @@ def sweep(
     those of equal points are taken. After Ctrl-C, points that were not done are None.
 
     ``on_done`` hears how many points are done, ``on_units`` how many units in all ``work`` has
-    told ``advance`` of. Compile kernels (``study.warm_up``) before: children inherit them.
+    told ``advance`` of. Compile kernels before (``simulator.study.first_start``): children
+    inherit them.
     """
     if jobs < 1:
         raise ValueError(f"--jobs {jobs} must be at least 1")

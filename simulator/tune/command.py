@@ -25,7 +25,7 @@ from sglang_dspark.core.policy import POLICIES, parse_policy, save_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.run import numbers
 from simulator.study.config import flag_help
-from simulator.study.study import warm_up
+from simulator.study.first_start import waiting, warm_up
 from simulator.study.windows import split
 from simulator.sweep.ray_pool import connected
 from simulator.tune.bench import Bench
@@ -107,7 +107,6 @@ def _tune(
         windows=held_out,
     )
     bar.total = search.most_trials() + guard.most_trials()
-    warm_up(whole)
     try:
         bar.set_description_str("searching")
         tuned = search.run()
@@ -125,12 +124,8 @@ def _command(arguments: argparse.Namespace) -> int:
     task = load_task(arguments)
     out = make_folder(arguments.out or Path("results") / f"{task.whole.trace.name}-tune")
     journal = out / _JOURNAL
-    with (
-        tqdm(unit="run", desc="compiling, once", leave=False) as bar,
-        warnings.catch_warnings(),
-        connected(arguments.ray, arguments.jobs),
-    ):
-        warnings.simplefilter("ignore")  # loading the task has warned already
+    with tqdm(unit="run", desc="loading the engine", leave=False) as bar:
+        warm_up(task.whole, lambda seconds: bar.set_description_str(waiting(seconds)))
 
         def show(known: int) -> None:
             bar.update(known - bar.n)
@@ -142,7 +137,9 @@ def _command(arguments: argparse.Namespace) -> int:
             journal=journal,
             on_done=show,
         )
-        search, found, loads = _tune(task, bench, bar)
+        with warnings.catch_warnings(), connected(arguments.ray, arguments.jobs):
+            warnings.simplefilter("ignore")  # loading the task has warned already
+            search, found, loads = _tune(task, bench, bar)
     summary = summarise(task, search, loads, found) | {"warnings": notes(task, bench)}
     model = task.whole.cost_model
     verdict = "roll out" if summary["roll_out"] else "do NOT roll out"

@@ -135,7 +135,7 @@ REFUSED = {
     "unknown cost model": "no cost model 'h300'",
     "gamma of costs": "is for draft length 7, the drafter makes 4 tokens",
     "gamma of calibration": "calibration holds for draft length 2, not 4",
-    "headless": "no confidence head; set --speculative-dspark-policy to fixed or none",
+    "headless": "no confidence head; set --speculative-dspark-policy to none or fixed",
     "stranger": "hidden_size 96, this one has 64",
     "deeper": "num_hidden_layers 6, this one has 4",
     "eagle": "drafts token by token",

@@ -1,0 +1,100 @@
+"""What becomes of a request on a replica, compiled: waiting, running, finished or handed over.
+
+Owns the queue, the places in the decode batch and the counts of both. Who is admitted when is
+``prefill``'s to say, who gives up its place ``decode``'s. Knows no policy. Source: SGLang 0.5.21,
+managers/scheduler.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sglang_dspark.core.compiled import compiled
+from simulator.engine.kv_cache import private_pages, release_kv, unlock_prefix
+from simulator.engine.layout import COMPLETED, RUNNING, WAITING, Engine, Memory
+
+
+@compiled
+def push_waiting(memory: Memory, r: int) -> None:
+    """Append request ``r`` to the waiting queue."""
+    state = memory.state[0]
+    request = memory.requests[r]
+    memory.queue[(state.queue_head + state.queued) % memory.queue.size] = r
+    state.queued += 1
+    state.waiting_tokens += request.prompt_tokens + request.generated
+
+
+@compiled
+def pop_waiting(memory: Memory) -> None:
+    """Take the first request out of the waiting queue."""
+    state = memory.state[0]
+    state.queue_head = (state.queue_head + 1) % memory.queue.size
+    state.queued -= 1
+
+
+@compiled
+def assumed_new_tokens(memory: Memory, engine: Engine, r: int) -> int:
+    """Output tokens admission reserves for: what is left of the assumed max_new_tokens."""
+    request = memory.requests[r]
+    pool = engine.pool_pages * engine.page_tokens
+    most = min(engine.admission_new_tokens, pool - 2 * engine.page_tokens - request.prompt_tokens)
+    return max(0, most - request.generated)
+
+
+@compiled
+def start_running(memory: Memory, r: int) -> None:
+    """Move a prefilled request into the decode batch, with no history of confidences."""
+    state = memory.state[0]
+    request = memory.requests[r]
+    request.status = RUNNING
+    request.history = 0
+    request.drafts = state.drafts_new
+    request.note = math.nan
+    free = memory.running.size - state.running
+    request.slot = memory.free_slots[free - 1]
+    memory.running[state.running] = r
+    state.running += 1
+
+
+@compiled
+def drop_finished(memory: Memory) -> None:
+    """Take the requests that finished out of the decode batch, as SGLang does when it decodes next:
+    until then they hold their places, and nobody is admitted into a full batch."""
+    state = memory.state[0]
+    if state.leaving > 0:
+        state.leaving = 0
+        state.batch_full = 0
+
+
+@compiled
+def finish_request(memory: Memory, engine: Engine, r: int) -> None:
+    """The request has all its tokens: note the time, free its memory."""
+    state = memory.state[0]
+    request = memory.requests[r]
+    request.finish_s = state.now_s
+    request.status = COMPLETED
+    state.free_pages += private_pages(memory, engine, r)
+    unlock_prefix(memory, r)
+    state.done += 1
+
+
+@compiled
+def hand_over(memory: Memory, engine: Engine, r: int) -> None:
+    """The prompt is done and another replica decodes; its full blocks stay in the cache here."""
+    state = memory.state[0]
+    release_kv(memory, engine, r)
+    memory.requests[r].status = WAITING
+    memory.requests[r].kv_ready = 1
+    memory.outbox[state.outgoing] = r
+    state.outgoing += 1
+    state.handed += 1
+    state.batch_full = 0
+
+
+@compiled
+def context_tokens(memory: Memory) -> int:
+    """Tokens in the KV cache of the running requests, summed."""
+    total = 0
+    for i in range(memory.state[0].running):
+        total += memory.requests[memory.running[i]].kv_len
+    return total
