@@ -11,6 +11,7 @@ Runs no simulation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ from sglang_dspark.cli import Parser, run_command
 from simulator.engine.layout import Records
 from simulator.slo import Slo, parse_slo
 from simulator.study.metrics import request_times
+from simulator.study.place import settled
 
 _BUDGET = "Verification budget"
 
@@ -175,8 +177,12 @@ def _single_panels(
 def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     check_suffix(arguments.out)
-    replays = [load_replay(path) for path in arguments.results]
-    save_page(compare_page(replays, arguments.policy, arguments.concurrency), arguments.out)
+    with ExitStack() as folders:
+        for path in arguments.results:
+            folders.enter_context(settled(path))
+        replays = [load_replay(path) for path in arguments.results]
+        page = compare_page(replays, arguments.policy, arguments.concurrency)
+    save_page(page, arguments.out)
     print(f"Wrote {arguments.out}")
     return 0
 

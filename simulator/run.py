@@ -34,6 +34,7 @@ from simulator.study.config import (
 )
 from simulator.study.first_start import waiting
 from simulator.study.metrics import paired_difference
+from simulator.study.place import claimed
 from simulator.study.report import format_table, format_verdicts
 from simulator.study.results import ResultFolder
 from simulator.study.study import RunResult, perform
@@ -84,6 +85,9 @@ def _parser() -> Parser:
         "--check", action="store_true", help="check that nothing is lost or invented"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument(
+        "--force", action="store_true", help="replace the result of another run in --out"
+    )
     return parser
 
 
@@ -159,14 +163,14 @@ def _heading(summary: dict[str, Any], study: Study) -> str:
     )
 
 
-def _command(arguments: argparse.Namespace) -> int:
-    config = _configure(arguments)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        study = load_study(config)
-    provenance = {"version": sglang_dspark.__version__, "trace_sha256": study.trace.sha256}
-    config = with_flags(config, provenance=provenance)
-    out = Path(arguments.out or Path("results") / study.trace.name)
+def _replayed(
+    arguments: argparse.Namespace,
+    study: Study,
+    config: RunConfig,
+    out: Path,
+    caught: Sequence[warnings.WarningMessage],
+) -> tuple[list[RunResult], bool, dict[str, Any]]:
+    """Run everything and write the folder ``out``: (results, interrupted, summary)."""
     folder = ResultFolder(out)
     total = len(study.trace) * len(study.runs)
     try:
@@ -198,6 +202,20 @@ def _command(arguments: argparse.Namespace) -> int:
         folder.finish([result.number for result in results], summary, config)
     finally:
         folder.discard()
+    return results, interrupted, summary
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    config = _configure(arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        study = load_study(config)
+    provenance = {"version": sglang_dspark.__version__, "trace_sha256": study.trace.sha256}
+    config = with_flags(config, provenance=provenance)
+    default = Path("results") / study.trace.name
+    with claimed(arguments.out, default, config, force=arguments.force) as out:
+        results, interrupted, summary = _replayed(arguments, study, config, out, caught)
+    notes = summary["warnings"]
     for note in notes:
         warnings.warn(note, stacklevel=1)
     if arguments.json:
@@ -206,7 +224,7 @@ def _command(arguments: argparse.Namespace) -> int:
         print(json.dumps(shown, allow_nan=False))
     else:
         print(_heading(summary, study) + "\n")
-        print(format_table(summary["policies"]))
+        print(format_table(summary["policies"], interrupted=interrupted))
         print(format_verdicts(summary))
         print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, steps.parquet, "
               "config.json")  # fmt: skip

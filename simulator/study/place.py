@@ -40,7 +40,7 @@ def claimed(out: str | None, default: Path, config: Any, *, force: bool) -> Iter
             if not free:
                 problem = "another run is writing there; give another --out"
             elif not force and (key := _other(path, config)):
-                problem = f"holds a run with another {key}; give --force to replace it, or --out"
+                problem = f"another run, with another {key}, is kept there; give --force or --out"
             else:
                 yield path
                 return

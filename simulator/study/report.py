@@ -31,29 +31,38 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else share * 100.0
 
 
-def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Formatted values, the best of each column starred, per row."""
+def _cells(rows: Sequence[Row], partial: Sequence[bool]) -> list[list[str]]:
+    """Formatted values per row, the best of each column starred; partial rows are not compared."""
     cells: list[list[str]] = [[] for _ in rows]
     for _, _, value_of, form, better in _COLUMNS:
         values = [value_of(row) for row in rows]
         texts = ["-" if v is None else format(v, form) for v in values]
-        known = [v for v in values if v is not None]
+        whole = [None if cut else v for v, cut in zip(values, partial, strict=True)]
+        known = [v for v in whole if v is not None]
         best = format(max(known) if better > 0 else min(known), form) if known and better else None
-        distinct = len({t for t in texts if t != "-"}) > 1
-        for cell, text in zip(cells, texts, strict=True):
-            cell.append(f"{text}*" if text == best and distinct else f"{text} ")
+        distinct = len({format(v, form) for v in known}) > 1
+        for cell, text, value in zip(cells, texts, whole, strict=True):
+            star = distinct and value is not None and text == best
+            cell.append(f"{text}*" if star else f"{text} ")
     return cells
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """One block per concurrency, one line per policy."""
+def format_table(rows: Sequence[Row], *, interrupted: bool = False) -> str:
+    """One block per concurrency, one line per policy.
+
+    ``interrupted``: rows with unfinished requests are partial; they say so and are not compared.
+    """
     blocks: dict[int | None, list[Row]] = {}
     for row in rows:
         blocks.setdefault(row["concurrency"], []).append(row)
     lines: list[str] = []
     for concurrency, block in blocks.items():
-        cells = _cells(block)
-        names = [row["policy"] for row in block]
+        partial = [interrupted and row["unfinished"] > 0 for row in block]
+        cells = _cells(block, partial)
+        names = [
+            f"{row['policy']} (partial)" if cut else row["policy"]
+            for row, cut in zip(block, partial, strict=True)
+        ]
         width = max(len("policy"), *(len(name) for name in names))
         widths = [
             max(len(c[0]), len(c[1]), *(len(cell[i]) - 1 for cell in cells))

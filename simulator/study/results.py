@@ -64,6 +64,10 @@ def steps_table(replica: int, steps: Records, label: dict[str, Any]) -> pa.Table
     return pa.table(columns | {name: pa.array(steps[name]) for name in _STEP_COLUMNS})
 
 
+FILES = ("requests.parquet", "steps.parquet", "config.json", "summary.json")
+"""Of a result folder; what else is there is somebody else's."""
+
+
 class PartWriter:
     """Appends tables of one schema to a Parquet part; opens it with the first table."""
 
@@ -106,12 +110,22 @@ class ResultFolder:
         return self.parts / f"{kind}-{number:04d}.parquet"
 
     def finish(self, runs: Sequence[int], summary: dict[str, Any], config: Any) -> None:
-        """Join the parts of ``runs``, write summary and configuration, drop the rest."""
+        """Join the parts of ``runs``, write summary and configuration, drop the rest.
+
+        Everything is on disk before the earlier result goes, and the summary comes last: a folder
+        with a summary is whole, and of one run.
+        """
+        names = ["config.json", "summary.json"]
         try:
             for kind in ("requests", "steps"):
-                self._join(kind, runs)
-            write_json(self.path / "config.json", config)
-            write_json(self.path / "summary.json", summary)
+                if self._join(kind, runs):
+                    names.insert(0, f"{kind}.parquet")
+            write_json(self.parts / "config.json", config)
+            write_json(self.parts / "summary.json", summary)
+            for name in reversed(FILES):
+                (self.path / name).unlink(missing_ok=True)
+            for name in names:
+                (self.parts / name).replace(self.path / name)
         except OSError as error:
             raise os_problem("write", self.path, error) from None
         finally:
@@ -121,19 +135,18 @@ class ResultFolder:
         """Remove the parts; whatever result stood in the folder before stays."""
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _join(self, kind: str, runs: Sequence[int]) -> None:
-        goal = self.path / f"{kind}.parquet"
+    def _join(self, kind: str, runs: Sequence[int]) -> bool:
+        """Whether any of the runs left a part."""
         parts = [path for path in (self._part_path(kind, run) for run in runs) if path.exists()]
         if not parts:
-            goal.unlink(missing_ok=True)
-            return
+            return False
         joined = PartWriter(self.parts / f"{kind}.parquet")
         for part in parts:
             file = pq.ParquetFile(part)
             for group in range(file.num_row_groups):
                 joined.write(file.read_row_group(group))
         joined.close()
-        joined.path.replace(goal)
+        return True
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -86,9 +86,10 @@ def test_the_result_folder_is_the_same_bytes_for_any_number_of_jobs(
 
 
 @pytest.mark.law
-def test_a_result_s_config_repeats_the_run(trace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [["--rate", "3"], ["--concurrency", "2,4"]])
+def test_a_result_s_config_repeats_the_run(load: list[str], trace: Path, tmp_path: Path) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
-    flags = ["--policy", "fixed:2", "--rate", "3", "--concurrency", "2,4", "--slo", "300:9"]
+    flags = ["--policy", "fixed:2", *load, "--slo", "300:9"]
     assert main([str(trace), *flags, "--out", str(first)]) == 0
     assert main(["--config", str(first / "config.json"), "--out", str(again)]) == 0
     assert contents(first) == contents(again)
@@ -257,11 +258,31 @@ def test_a_full_disk_leaves_the_earlier_result_alone(
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
     flags = ["--seed", "1", "--policy", "fixed", "--policy", "none", "--jobs", jobs]
-    process = command(str(trace), *flags, "--out", str(out), preexec_fn=limit)
+    process = command(str(trace), *flags, "--force", "--out", str(out), preexec_fn=limit)
     _, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 2, errors
     assert "cannot write" in errors.splitlines()[-1]
     assert contents(out) == before
+
+
+@pytest.mark.example
+def test_another_run_never_replaces_a_result_unasked(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fixed, plain = ([str(trace), "--policy", name, "--jobs", "1"] for name in ("fixed", "none"))
+    assert main(fixed) == 0
+    before = contents(tmp_path / "results" / "short")
+    assert main(plain) == 0
+    assert "Wrote results/short-2/summary.json" in capsys.readouterr().out
+    assert main(fixed) == 0  # the same run: the same bytes
+    assert contents(tmp_path / "results" / "short") == before
+    assert sorted(p.name for p in (tmp_path / "results").iterdir()) == ["short", "short-2"]
+    assert main([*plain, "--out", "results/short"]) == 2
+    assert "another run, with another policies, is kept there" in capsys.readouterr().err
+    assert contents(tmp_path / "results" / "short") == before
+    assert main([*plain, "--out", "results/short", "--force"]) == 0
+    assert contents(tmp_path / "results" / "short") == contents(tmp_path / "results" / "short-2")
 
 
 @pytest.mark.example
@@ -280,5 +301,9 @@ def test_ctrl_c_leaves_a_partial_result_marked_as_such(jobs: str, tmp_path: Path
     summary = json.loads((out / "summary.json").read_text())
     assert summary["interrupted"] is True
     assert 0 < len(summary["policies"]) <= 32
+    for row in summary["policies"]:
+        name = f"{row['policy']} (partial)" if row["unfinished"] else f"{row['policy']} "
+        assert name in printed
+    assert not any("(partial)" in line and "*" in line for line in printed.splitlines())
     assert sorted(p.name for p in out.iterdir()) == FILES
     assert pq.read_table(out / "requests.parquet").num_rows > 0
