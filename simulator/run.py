@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.compiled import base_folder
 from simulator.fleet.config import ROUTERS, FleetConfig
 from simulator.study.config import (
     RunConfig,
@@ -160,6 +161,7 @@ def _heading(summary: dict[str, Any], study: Study) -> str:
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    base_folder()  # warns where it must, before warnings become notes of the result
     config = _configure(arguments)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
