@@ -183,32 +183,20 @@ def read_requests(replay: Replay, concurrency: int | None) -> dict[str, Records]
 
 def read_batch_profiles(replay: Replay, concurrency: int | None) -> dict[str, BatchProfile]:
     """Per policy its decode steps by running requests, at one load, over all replicas."""
-    columns = ["kind", "requests", "verify_tokens", "committed_tokens", "duration_s"]
-    sums: dict[str, Floats] = {}
-    for policy, load, table in _runs(replay.path / "steps.parquet", columns):
-        if load != concurrency:
-            continue
-        decode = table.filter(pc.field("kind").cast(pa.string()) == "decode")
-        requests = decode["requests"].to_numpy()
-        size = int(requests.max(initial=0)) + 1
-        verified = decode["verify_tokens"].to_numpy() + requests
-        values = (verified, decode["committed_tokens"].to_numpy(), decode["duration_s"].to_numpy())
-        found = np.stack(
-            [np.bincount(requests, v, size) for v in (np.ones(requests.size), *values)]
-        )
-        before = sums.get(policy, np.zeros((4, 0)))
-        if before.shape[1] < size:
-            before = np.pad(before, ((0, 0), (0, size - before.shape[1])))
-        before[:, :size] += found
-        sums[policy] = before
+    columns = ["steps", "verified_tokens", "committed_tokens", "seconds"]
+    found: dict[str, BatchProfile] = {}
+    for policy, load, table in _runs(replay.path / "batches.parquet", ["requests", *columns]):
+        if load == concurrency:
+            sizes = table["requests"].to_numpy()
+            values = []
+            for name in columns:
+                column = table[name].to_numpy()
+                values.append(np.zeros(int(sizes.max(initial=0)) + 1, column.dtype))
+                values[-1][sizes] = column
+            steps, verified, committed, seconds = values
+            found[policy] = BatchProfile(
+                steps=steps, verified=verified, committed=committed, seconds=seconds
+            )
     if not replay.summary.interrupted:  # a run stopped at once has no steps
-        _require_all(replay, concurrency, sums, "steps.parquet")
-    return {
-        policy: BatchProfile(
-            steps=s[0].astype(np.int64),
-            verified=s[1].astype(np.int64),
-            committed=s[2].astype(np.int64),
-            seconds=s[3],
-        )
-        for policy, s in sums.items()
-    }
+        _require_all(replay, concurrency, found, "batches.parquet")
+    return found

@@ -3,6 +3,7 @@
 In order of import; none knows what stands below it:
 
 - ``files``: reading and writing whole files, one sentence per failure
+- ``server_client``: a running server's HTTP, as profiler, recorder and benchmarks need it
 - ``extras``: which package comes with which extra
 - ``own_names``: whether ``traces``, ``simulator`` and ``analysis`` are ours
 - ``cli``: how every command ends

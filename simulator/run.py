@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import sglang_dspark
 from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.compiled import base_folder
 from simulator.fleet.config import ROUTERS, FleetConfig
 from simulator.study.config import (
     RunConfig,
@@ -85,6 +86,7 @@ def _parser() -> Parser:
         "--check", action="store_true", help="check that nothing is lost or invented"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, no table")
+    parser.add_argument("--steps", action="store_true", help="keep every engine step too")
     parser.add_argument(
         "--force", action="store_true", help="replace the result of another run in --out"
     )
@@ -188,6 +190,7 @@ def _replayed(
                 jobs=arguments.jobs,
                 ray=arguments.ray,
                 folder=folder,
+                steps=arguments.steps,
                 check=arguments.check,
                 on_wait=on_wait,
                 on_progress=on_progress,
@@ -206,6 +209,7 @@ def _replayed(
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    base_folder()  # warns where it must, before warnings become notes of the result
     config = _configure(arguments)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -226,8 +230,8 @@ def _command(arguments: argparse.Namespace) -> int:
         print(_heading(summary, study) + "\n")
         print(format_table(summary["policies"], interrupted=interrupted))
         print(format_verdicts(summary))
-        print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, steps.parquet, "
-              "config.json")  # fmt: skip
+        print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, "
+              f"batches.parquet, {'steps.parquet, ' * arguments.steps}config.json")  # fmt: skip
         if interrupted:
             print("INTERRUPTED: partial results, marked as such in summary.json")
     return 130 if interrupted else 0

@@ -25,8 +25,8 @@ from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.logs.request_parts import PREFIX as REQUESTS
 from sglang_dspark.logs.step_parts import PartHeader, encode, header_of, part_bytes
 from sglang_dspark.logs.writer import part_pattern
-from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
 from sglang_dspark.runtime.settings import unpriced
+from sglang_dspark.server_client import ServerClient, Unreachable
 
 STEPS = "steps"
 CLEAR_AT = 1000

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sglang_dspark.cli import Parser, called_as, run_command
-from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
+from sglang_dspark.server_client import ServerClient, Unreachable
 from traces.pulling import Pull
 from traces.recorded import measured_path, trace_of_log
 

@@ -29,6 +29,7 @@ from analysis.capacity.html_file import html_report
 from analysis.capacity.pdf_file import pdf_report
 from analysis.capacity.report import build_report, finite
 from sglang_dspark.cli import Parser, called_as, run_command
+from sglang_dspark.core.compiled import base_folder
 from sglang_dspark.core.policy import policy_forms
 from sglang_dspark.files import atomic_write, make_folder
 from simulator.capacity.search import Goal
@@ -153,6 +154,7 @@ def _outside(study: Study, findings: Findings) -> None:
 
 def _command(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
+    base_folder()  # warns where it must, before warnings become notes of the result
     _check(arguments)
     config = _config(arguments)
     goal = Goal(slo=parse_slo(config.slo), attainment=arguments.attainment)

@@ -25,7 +25,7 @@ from benchmarks.servers import free_port, unneeded_models, wait_healthy
 from sglang_dspark.draft.model import recipes
 from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.files import make_folder, write_json
-from sglang_dspark.runtime.profile.client import ServerClient
+from sglang_dspark.server_client import ServerClient
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_FILES = {"qwen3", "qwen2", "registry", "utils", "transformers", "dspark"}

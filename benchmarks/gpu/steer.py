@@ -34,9 +34,9 @@ from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.files import read_json
 from sglang_dspark.runtime.profile import command as profile
-from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
 from sglang_dspark.runtime.profile.lanes import BuiltInLane, collect, wait_for
 from sglang_dspark.runtime.profile.nvml import gpu_facts
+from sglang_dspark.server_client import ServerClient, Unreachable
 
 BARE = "dspark_benchmark_gate,simulated_acceptance"
 """SGLANG_PLUGINS of a server without this project's plugin."""

@@ -31,9 +31,9 @@ from typing import Any
 
 from benchmarks.gpu import servers as gpu_servers
 from benchmarks.gpu.servers import Model, Server, ServerFailed
-from sglang_dspark.runtime.profile.client import ServerClient, Unreachable
 from sglang_dspark.runtime.profile.lanes import Step, WorkerLane, collect, wait_for
 from sglang_dspark.runtime.profile.nvml import gpu_facts
+from sglang_dspark.server_client import ServerClient, Unreachable
 
 HERE = Path(__file__).resolve().parent
 PLANS: tuple[tuple[str, int | None], ...] = (

@@ -63,9 +63,9 @@ def sources(module: str) -> list[Path]:
 
 
 @functools.cache
-def _base_folder() -> Path | None:
-    """Where compiled code is kept: a folder that can be written, if need be for this process only;
-    None where there is not even that."""
+def base_folder() -> Path | None:
+    """Where compiled code is kept: a folder that can be written, if need be for this process only,
+    which the first call warns of; None where there is not even that."""
     base = None
     try:
         base = Path(os.environ.get("NUMBA_CACHE_DIR") or Path.home() / ".cache" / "sglang-dspark")
@@ -95,7 +95,7 @@ def _spare_folder() -> tempfile.TemporaryDirectory[str]:
 def cache_folder(module: str) -> str | None:
     """The folder of the module's functions in this state of their sources; None for none."""
     files = sources(module)
-    base = _base_folder() if files else None
+    base = base_folder() if files else None
     if base is None:
         return None
     from importlib.metadata import version  # slow to import

@@ -1,4 +1,6 @@
-"""A result folder: ``summary.json``, ``requests.parquet``, ``steps.parquet``, ``config.json``.
+"""A result folder: ``summary.json``, ``config.json``, ``requests.parquet``, ``batches.parquet``.
+
+And ``steps.parquet`` where it was asked for: every step, which is most of a run's bytes.
 
 Owns the column names and units. Each policy's worker writes its own parts under a temporary
 folder; the parent joins them and renames, so a folder either holds a whole result or the old one.
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 
 from sglang_dspark.core.state import STOP_REASONS
 from sglang_dspark.files import make_folder, os_problem, read_json, write_json
-from simulator.engine.layout import STATUS_NAMES, STEP_NAMES, Records
+from simulator.engine.layout import DECODE_STEP, STATUS_NAMES, STEP_NAMES, Records
 from simulator.fleet.scenario import Outcome
 
 _REQUEST_COLUMNS = (
@@ -64,7 +66,39 @@ def steps_table(replica: int, steps: Records, label: dict[str, Any]) -> pa.Table
     return pa.table(columns | {name: pa.array(steps[name]) for name in _STEP_COLUMNS})
 
 
-FILES = ("requests.parquet", "steps.parquet", "config.json", "summary.json")
+class Batches:
+    """A run's decode steps by their number of running requests, over all replicas."""
+
+    def __init__(self) -> None:
+        self._sums = np.zeros((4, 0))
+
+    def add(self, steps: Records) -> None:
+        """Count more steps; those of other kinds do not matter."""
+        decode = steps[steps["kind"] == DECODE_STEP]
+        requests = decode["requests"]
+        size = int(requests.max(initial=-1)) + 1
+        if self._sums.shape[1] < size:
+            self._sums = np.pad(self._sums, ((0, 0), (0, size - self._sums.shape[1])))
+        values = (
+            np.ones(requests.size),
+            decode["verify_tokens"] + requests,
+            decode["committed_tokens"],
+            decode["duration_s"],
+        )
+        for i, value in enumerate(values):
+            self._sums[i, :size] += np.bincount(requests, value, size)
+
+    def table(self, label: dict[str, Any]) -> pa.Table:
+        """One row per batch size that there was: steps, tokens verified (anchors included) and
+        committed, and seconds."""
+        sizes = np.flatnonzero(self._sums[0])
+        columns = _labels(label, sizes.size) | {"requests": pa.array(sizes.astype(np.int32))}
+        for i, name in enumerate(("steps", "verified_tokens", "committed_tokens")):
+            columns[name] = pa.array(self._sums[i, sizes].astype(np.int64))
+        return pa.table(columns | {"seconds": pa.array(self._sums[3, sizes])})
+
+
+FILES = ("requests.parquet", "batches.parquet", "steps.parquet", "config.json", "summary.json")
 """Of a result folder; what else is there is somebody else's."""
 
 
@@ -117,7 +151,7 @@ class ResultFolder:
         """
         names = ["config.json", "summary.json"]
         try:
-            for kind in ("requests", "steps"):
+            for kind in ("requests", "batches", "steps"):
                 if self._join(kind, runs):
                     names.insert(0, f"{kind}.parquet")
             write_json(self.parts / "config.json", config)

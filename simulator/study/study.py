@@ -23,7 +23,7 @@ from simulator.fleet.scenario import Outcome, Scenario
 from simulator.slo import Slo
 from simulator.study.first_start import warm_up
 from simulator.study.metrics import is_finished, measure
-from simulator.study.results import ResultFolder, requests_table, steps_table
+from simulator.study.results import Batches, ResultFolder, requests_table, steps_table
 from simulator.sweep.sweep import advance, heed, sweep
 
 STEP_CAPACITY = 1 << 15
@@ -117,6 +117,8 @@ class _Task:
     number: int
     folder: ResultFolder | None
     """Where its parts go; None keeps no records."""
+    steps: bool
+    """Whether every step is kept there."""
     check: bool
 
 
@@ -130,9 +132,11 @@ def _perform(task: _Task) -> RunResult:
         advance(more)
 
     label = {"policy": run.label, "concurrency": run.scenario.concurrency}
-    steps = folder.part("steps", number) if folder else None
+    steps = folder.part("steps", number) if folder and task.steps else None
+    batches = Batches()
 
     def on_steps(replica: int, records: Records) -> None:
+        batches.add(records)
         if steps is not None:
             steps.write(steps_table(replica, records, label))
 
@@ -141,11 +145,14 @@ def _perform(task: _Task) -> RunResult:
     started = time.process_time()
     outcome = simulate(scenario, on_steps=on_steps, on_progress=progress, check=task.check)
     cpu_s = time.process_time() - started
-    if folder and steps:
+    if steps is not None:
         steps.close()
-        part = folder.part("requests", number)
-        part.write(requests_table(outcome, label))
-        part.close()
+    if folder:
+        tables = {"requests": requests_table(outcome, label), "batches": batches.table(label)}
+        for kind, table in tables.items():
+            part = folder.part(kind, number)
+            part.write(table)
+            part.close()
     try:
         load, interrupted = _load(outcome), outcome.interrupted
     except KeyboardInterrupt:
@@ -189,18 +196,22 @@ def perform(
     jobs: int = 1,
     ray: str | None = None,
     folder: ResultFolder | None = None,
+    steps: bool = False,
     check: bool = False,
     on_wait: Callable[[float], None] = lambda seconds: None,
     on_progress: Callable[[int], None] = lambda finished: None,
 ) -> tuple[list[RunResult], bool]:
     """Perform the runs; returns their results in order, and whether Ctrl-C cut them short.
 
-    ``jobs`` and ``ray`` are those of ``sweep``, ``on_wait`` is ``warm_up``'s. ``on_progress`` hears
-    how many requests have finished, over all runs. After an interruption runs that had not begun
-    are missing from the list.
+    Every step is kept where ``steps``. ``jobs`` and ``ray`` are those of ``sweep``, ``on_wait`` is
+    ``warm_up``'s. ``on_progress`` hears how many requests have finished, over all runs. After an
+    interruption runs that had not begun are missing from the list.
     """
     warm_up(runs[0].scenario, on_wait)
-    tasks = [_Task(run=run, number=i, folder=folder, check=check) for i, run in enumerate(runs)]
+    tasks = [
+        _Task(run=run, number=i, folder=folder, steps=steps, check=check)
+        for i, run in enumerate(runs)
+    ]
     results: list[RunResult | None]
     if ray is None:
         results, interrupted = sweep(tasks, _perform, jobs=jobs, on_units=on_progress)

@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.core.compiled import base_folder
 from sglang_dspark.core.policy import POLICIES, parse_policy, save_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.run import numbers
@@ -121,6 +122,7 @@ def _tune(
 
 
 def _command(arguments: argparse.Namespace) -> int:
+    base_folder()  # warns where it must, before warnings become notes of the result
     task = load_task(arguments)
     out = make_folder(arguments.out or Path("results") / f"{task.whole.trace.name}-tune")
     journal = out / _JOURNAL

@@ -303,8 +303,8 @@ def _spoil(folder: Path, how: str) -> None:
             (folder / "config.json").unlink()
         case "no requests":
             (folder / "requests.parquet").unlink()
-        case "no steps":
-            (folder / "steps.parquet").unlink()
+        case "no batches":
+            (folder / "batches.parquet").unlink()
         case "half a file":
             data = (folder / "requests.parquet").read_bytes()
             (folder / "requests.parquet").write_bytes(data[: len(data) // 2])
@@ -323,7 +323,7 @@ def _spoil(folder: Path, how: str) -> None:
         ("unknown SLO", "quick"),
         ("no config", "config.json: cannot read"),
         ("no requests", "requests.parquet: there is no such file"),
-        ("no steps", "steps.parquet: there is no such file"),
+        ("no batches", "batches.parquet: there is no such file"),
         ("half a file", "requests.parquet: not a Parquet file"),
         ("another run's requests", "requests.parquet: no rows of policy 'none'"),
     ],

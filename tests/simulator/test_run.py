@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +20,7 @@ from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = ["none", "fixed", "threshold:0.6", "early_stop", "global", "sglang", "goodput"]
-FILES = ["config.json", "requests.parquet", "steps.parquet", "summary.json"]
+FILES = ["batches.parquet", "config.json", "requests.parquet", "summary.json"]
 
 
 @pytest.fixture
@@ -39,17 +40,25 @@ def test_the_default_run_compares_every_policy(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main([str(trace), "--out", str(out), "--jobs", "1", "--check"]) == 0
+    assert main([str(trace), "--out", str(out), "--jobs", "1", "--check", "--steps"]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[4 : 4 + len(POLICIES)]] == POLICIES
     assert "below saturation" in printed
     assert "*" in printed
-    assert sorted(p.name for p in out.iterdir()) == FILES
+    assert sorted(p.name for p in out.iterdir()) == sorted([*FILES, "steps.parquet"])
     requests = pq.read_table(out / "requests.parquet")
     assert requests.num_rows == len(POLICIES) * 150
     assert set(requests["status"].to_pylist()) == {"completed"}
-    steps = pq.read_table(out / "steps.parquet")
+    steps = pq.read_table(out / "steps.parquet").filter(pc.field("kind") == "decode")
     assert set(steps["policy"].to_pylist()) == set(POLICIES)
+    batches = pq.read_table(out / "batches.parquet")
+    for policy in POLICIES:
+        one, all_of = (t.filter(pc.field("policy") == policy) for t in (batches, steps))
+        assert pc.sum(one["steps"]).as_py() == all_of.num_rows
+        assert pc.sum(one["committed_tokens"]) == pc.sum(all_of["committed_tokens"])
+        verified = pc.sum(all_of["verify_tokens"]).as_py() + pc.sum(all_of["requests"]).as_py()
+        assert pc.sum(one["verified_tokens"]).as_py() == verified
+        assert pc.sum(one["seconds"]).as_py() == pytest.approx(pc.sum(all_of["duration_s"]).as_py())
 
 
 @pytest.mark.example
@@ -293,7 +302,7 @@ def test_ctrl_c_leaves_a_partial_result_marked_as_such(jobs: str, tmp_path: Path
         "traces/mixed.jsonl", "--out", str(out), "--jobs", jobs, "--policy", "global",
         "--policy", "fixed", "--concurrency", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16",
     )  # fmt: skip
-    wait_until(lambda: list(out.glob("parts.tmp/steps-*")), process)
+    wait_until(lambda: len(list(out.glob("parts.tmp/requests-*"))) > 2, process)
     os.kill(process.pid, signal.SIGINT)
     printed, errors = process.communicate(timeout=HUNG_S)
     assert process.returncode == 130, errors

@@ -28,7 +28,7 @@ from sglang_dspark.logs.request_parts import (
     prefix_hashes,
 )
 from sglang_dspark.logs.step_log import read
-from sglang_dspark.runtime.profile.client import ServerClient
+from sglang_dspark.server_client import ServerClient
 from simulator.run import main as simulate
 from tests.traces.recorded_servers import GAMMA, FakeServer, info_of, step
 from tests.waiting import HUNG_S

@@ -1,6 +1,5 @@
 """Measures a running server's step costs into a cost model. Imports no SGLang.
 
-- ``client``: the HTTP: hold a batch, let go of it, look inside
 - ``lanes``: how decode steps are pinned and read
 - ``fit``: from points to a cost model, and what makes it untrustworthy
 - ``grid``: which points there are, and the journal of those done

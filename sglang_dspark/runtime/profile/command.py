@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from sglang_dspark.cli import Parser
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
-from sglang_dspark.runtime.profile.client import Held, ServerClient, Unreachable
 from sglang_dspark.runtime.profile.fit import DecodePoint, PrefillPoint, falling, fit
 from sglang_dspark.runtime.profile.grid import (
     Batch,
@@ -50,6 +49,7 @@ from sglang_dspark.runtime.profile.lanes import (
 )
 from sglang_dspark.runtime.profile.model import cost_model, facts_in_words
 from sglang_dspark.runtime.profile.nvml import gpu_facts, one_gpus_watts
+from sglang_dspark.server_client import Held, ServerClient, Unreachable
 
 PREFILL_REPEATS = 3
 _AS_ASKED = 0.9

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sglang_dspark.runtime.profile.client import Held, ServerClient, Unreachable
+from sglang_dspark.server_client import Held, ServerClient, Unreachable
 
 RECENT = 512
 """Steps that the worker is asked to remember."""

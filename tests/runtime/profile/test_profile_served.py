@@ -8,7 +8,7 @@ import pytest
 
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.runtime.profile import command as profile
-from sglang_dspark.runtime.profile.client import ServerClient
+from sglang_dspark.server_client import ServerClient
 from tests.runtime.servers import Nursery, dspark_arguments
 from tests.runtime.serving_checks import replayed
 from tests.runtime.serving_client import server_info

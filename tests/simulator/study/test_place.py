@@ -39,7 +39,7 @@ def test_a_named_folder_is_refused_unless_forced(tmp_path: Path) -> None:
     with claimed(str(out), tmp_path / "a", CONFIG, force=False):
         pass
     with (
-        pytest.raises(ValueError, match="another run, with another seed, is kept there; give --force"),
+        pytest.raises(ValueError, match="another run, with another seed, is kept there"),
         claimed(str(out), tmp_path / "a", OTHER, force=False),
     ):
         pytest.fail("never inside")

@@ -19,7 +19,7 @@ from tests.simulator.sweep.sweep_works import surroundings
 from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).parents[3]
-SHOWN = ("summary.json", "config.json", "requests.parquet", "steps.parquet")
+SHOWN = ("summary.json", "config.json", "requests.parquet", "batches.parquet", "steps.parquet")
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='pip install -e ".[cluster]"'
@@ -49,7 +49,17 @@ def ray_workers(of: int) -> list[int]:
 @needs_ray
 @pytest.mark.law
 def test_a_cluster_that_loses_a_worker_gives_the_summary_of_one_process(tmp_path: Path) -> None:
-    flags = ["--policy", "none", "--policy", "fixed", "--policy", "global", "--concurrency", "8,32"]
+    flags = [
+        "--policy",
+        "none",
+        "--policy",
+        "fixed",
+        "--policy",
+        "global",
+        "--concurrency",
+        "8,32",
+        "--steps",
+    ]
     flags = [sys.executable, "-m", "simulator.run", "traces/chat.jsonl", *flags]
     subprocess.run([*flags, "--jobs", "1", "--out", str(tmp_path / "here")], cwd=ROOT, check=True)
     cluster = subprocess.Popen(
