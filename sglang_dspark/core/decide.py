@@ -76,6 +76,7 @@ class Workspace(NamedTuple):
     weighted: Floats
     """[R, K] survivals times weights."""
     prior: Floats
+    shuffled: Floats
 
 
 def make_workspace(max_requests: int, gamma: int) -> Workspace:
@@ -88,6 +89,7 @@ def make_workspace(max_requests: int, gamma: int) -> Workspace:
         notes=np.full(max(max_requests, 1), np.nan),
         weighted=np.empty((max(max_requests, 1), gamma)),
         prior=np.empty(gamma),
+        shuffled=np.empty(max(max_requests, 1)),
     )
 
 
@@ -274,7 +276,7 @@ def _plan_goodput(
     price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
     choose_drafts(
         costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
-        work.notes, work.values, work.draft_next,
+        work.notes, work.values, work.shuffled, work.draft_next,
     )  # fmt: skip
     ranked = work.weighted[:rows]
     for r in range(rows):

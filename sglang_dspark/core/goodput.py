@@ -257,9 +257,11 @@ def choose_drafts(
     around: Circumstances,
     notes: Floats,
     gains: Floats,
+    shuffled: Floats,
     out: Bools,
 ) -> None:
-    """Write ``out[:R]``, for whom the next step drafts, and ``notes[:R]``; ``gains`` is scratch.
+    """Write ``out[:R]``, for whom the next step drafts, and ``notes[:R]``; ``gains``
+    and ``shuffled`` are scratch.
 
     ``expected`` tokens at ``rate`` is what this step brings. Nobody is drafted for where plain
     decoding is faster by ``min_gain``, and by half over R, since the confidences of a few requests
@@ -306,7 +308,11 @@ def choose_drafts(
         out[:rows] = False
         return
     skip = losses > min_gain * expected
-    worst = nth_least(gains[:rows].copy(), rows // _AT_ONCE) if skip else 0.0
+    worst = 0.0
+    if skip:
+        for r in range(rows):
+            shuffled[r] = gains[r]
+        worst = nth_least(shuffled[:rows], rows // _AT_ONCE)
     for r in range(rows):
         out[r] = not skip or gains[r] >= 0.0
         if survival[r, 0] != 0.0:
