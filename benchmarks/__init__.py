@@ -6,6 +6,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``provenance``: what every result says of its making
 - ``apart``: one measured case in a process of its own
 - ``servers``: SGLang servers on this machine, for benchmarks and tests
+- ``first_start``: import, and compiling into an empty cache
 - ``replay_speed``: requests per CPU-second
 - ``fleet_speed``: a fleet of 64 replicas
 - ``policy_speed``: how long a budget decision takes

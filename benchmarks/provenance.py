@@ -12,12 +12,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def commit() -> str:
+def commit(root: Path = ROOT) -> str:
     """The commit of the sources that ran, ``+`` when they have changed since; else ``unknown``."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+            ["git", *arguments], capture_output=True, text=True, check=True, cwd=root
         ).stdout.strip()
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -61,6 +62,40 @@ def test_an_interrupt_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert run_command("replay", main) == 130
     assert capsys.readouterr() == ("", "replay: interrupted\n")
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("main", "printed"),
+    [("os.kill(os.getpid(), {0}); time.sleep(60)", "replay: interrupted\n"),
+     ("partial({0})", "")],
+    ids=["unhandled", "handled, with a partial result"],
+)  # fmt: skip
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_end_a_command_alike_and_are_told_apart_by_the_status(
+    number: signal.Signals, main: str, printed: str
+) -> None:
+    body = f"""
+import os, time
+def partial(number):
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 130
+def main():
+    {"return " if "partial" in main else ""}{main.format(int(number))}
+sys.exit(run_command("replay", main))
+"""
+    ended = run_script(body, stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", printed)
+
+
+@pytest.mark.example
+def test_a_command_leaves_the_signals_as_it_found_them() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert run_command("replay", lambda: 0) == 0
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
 
 @pytest.mark.example

@@ -134,13 +134,31 @@ class _Compiled:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self._entry(*arguments, **named)
 
+    def bound(self, examples: tuple[Any, ...]) -> Callable[..., Any]:
+        from sglang_dspark.core.linking import for_types_of
+
+        return for_types_of(self._entry, examples)
+
 
 def compiled(function: F) -> F:
-    """Compile on first call, float semantics strict (same inputs, same bytes), cached on disk."""
+    """Compile on first call, float semantics strict (same inputs, same bytes), cached on disk.
+
+    The function makes no array: it writes into those that it is given.
+    """
     return cast(F, _Compiled(function, forceinline=False))
 
 
 def inlined(function: F) -> F:
     """``compiled``, and pasted into its callers: for what takes large tuples of arrays and is hot.
-    Their hundreds of words would be copied and their arrays counted as used at every call."""
+    Their hundreds of words would be copied at every call."""
     return cast(F, _Compiled(function, forceinline=True))
+
+
+def bound(function: F, *examples: Any) -> F:
+    """A compiled function for arguments of the types that the examples have, by position.
+
+    numba looks at the types of all arguments at every call; for the kernel's hundred arrays that
+    takes longer than most steps. Here it looks once. ``TypeError`` for an array of another type,
+    but of numbers and their order the caller has to be sure.
+    """
+    return cast(F, cast(Any, function).bound(examples))

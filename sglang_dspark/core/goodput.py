@@ -258,9 +258,11 @@ def choose_drafts(
     around: Circumstances,
     notes: Floats,
     gains: Floats,
+    shuffled: Floats,
     out: Bools,
 ) -> None:
-    """Write ``out[:R]``, for whom the next step drafts, and ``notes[:R]``; ``gains`` is scratch.
+    """Write ``out[:R]``, for whom the next step drafts, and ``notes[:R]``; ``gains``
+    and ``shuffled`` are scratch.
 
     ``expected`` tokens at ``rate`` is what this step brings. Nobody is drafted for where plain
     decoding is faster by ``min_gain``, and by half over R, since the confidences of a few requests
@@ -307,7 +309,11 @@ def choose_drafts(
         out[:rows] = False
         return
     skip = losses > min_gain * expected
-    worst = nth_least(gains[:rows].copy(), rows // _AT_ONCE) if skip else 0.0
+    worst = 0.0
+    if skip:
+        for r in range(rows):
+            shuffled[r] = gains[r]
+        worst = nth_least(shuffled[:rows], rows // _AT_ONCE)
     for r in range(rows):
         out[r] = not skip or gains[r] >= 0.0
         if survival[r, 0] != 0.0:
@@ -331,8 +337,8 @@ def goodput_budget(
     Of ``survival`` only what was drafted at all is looked at. Leaves the sorted candidates in
     ``work.values``.
     """
-    rows = survival.shape[0]
-    ranked = work.weighted[:rows]
+    rows, columns = survival.shape
+    ranked = work.weighted[:rows, :columns]
     drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
     total = sort_candidates(ranked, work.values, work.counts)
     budget, expected = priced_budget(
@@ -362,9 +368,9 @@ def plan_goodput(
     price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
     choose_drafts(
         costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
-        work.notes, work.values, work.draft_next,
+        work.notes, work.values, work.shuffled, work.draft_next,
     )  # fmt: skip
-    ranked = work.weighted[:rows]
+    ranked = work.weighted[:rows, :columns]
     for r in range(rows):
         for k in range(columns):
             ranked[r, k] = around.weight[r] * survival[r, k]

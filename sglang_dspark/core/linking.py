@@ -27,6 +27,11 @@ numba: Any = _numba  # its stubs know neither the cache settings nor what njit k
 _from_cache_only: ContextVar[bool] = ContextVar("from_cache_only", default=False)
 
 
+_OPTIONS = {"no_cfunc_wrapper": True, "_nrt": False}
+"""Nobody enters by C. And nothing is allocated, so that no array's users need counting: numba would
+count, at every call, those of all arrays in a tuple, which took most of a replay's time."""
+
+
 class NotCompiledError(Exception):
     """A function would have to be compiled, where ``from_cache_only`` forbids it."""
 
@@ -81,13 +86,13 @@ class _EntryCompiler(compiler.Compiler):
 
 def make_part(function: Callable[..., Any], *, forceinline: bool) -> Any:
     """``function`` for compiled callers alone."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": forceinline}
+    options = {**_OPTIONS, "no_cpython_wrapper": True, "forceinline": forceinline}
     return numba.njit(pipeline_class=_PartCompiler, **options)(function)
 
 
-def make_entry(function: Callable[..., Any], folder: str | None) -> Callable[..., Any]:
+def make_entry(function: Callable[..., Any], folder: str | None) -> Any:
     """``function`` for callers in Python, kept in the folder where there is one."""
-    options = {"pipeline_class": _EntryCompiler, "no_cfunc_wrapper": True}
+    options = {**_OPTIONS, "pipeline_class": _EntryCompiler}
     if folder is None:
         return numba.njit(**options)(function)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -97,3 +102,8 @@ def make_entry(function: Callable[..., Any], folder: str | None) -> Callable[...
         return numba.njit(cache=True, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
+
+
+def for_types_of(entry: Any, examples: tuple[Any, ...]) -> Callable[..., Any]:
+    """The machine code of an entry for arguments of the examples' types, compiled if need be."""
+    return entry.compile(tuple(numba.typeof(example) for example in examples))

@@ -60,6 +60,8 @@ class Workspace(NamedTuple):
     weighted: Floats
     """[R, K] survivals times weights."""
     prior: Floats
+    shuffled: Floats
+    """[R] a copy that may be put into another order."""
 
 
 def make_workspace(max_requests: int, gamma: int) -> Workspace:
@@ -72,4 +74,5 @@ def make_workspace(max_requests: int, gamma: int) -> Workspace:
         notes=np.full(max(max_requests, 1), np.nan),
         weighted=np.empty((max(max_requests, 1), gamma)),
         prior=np.empty(gamma),
+        shuffled=np.empty(max(max_requests, 1)),
     )

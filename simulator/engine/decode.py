@@ -7,8 +7,6 @@ would accept (``memory.outcome``) is drawn here and never shown to it. Retractio
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import decide
@@ -35,20 +33,6 @@ from simulator.engine.lifecycle import (
 )
 
 _RETRACT_DECODE_STEPS = 20  # SGLang's SGLANG_RETRACT_DECODE_STEPS
-
-
-class Tables(NamedTuple):
-    """What a replica's steps read and never write."""
-
-    truth: CostTables
-    """Prices the steps."""
-    belief: CostTables
-    """The cost model the policy was given: another one when a stale or wrong model is studied."""
-    acceptance: AcceptanceTables
-    policy: PolicyTables
-    inverse_temperature: Floats
-    """[K], of the calibration of confidences, as ``bias``."""
-    bias: Floats
 
 
 @compiled
@@ -128,7 +112,7 @@ def begin_requests(requests: Records, seed: int, acceptance: AcceptanceTables) -
         )
 
 
-@compiled
+@inlined
 def _copy(source: Floats, target: Floats) -> None:
     """Row to row, in a loop: numba's own assignment checks shapes in a thousand lines of code."""
     for k in range(source.size):
@@ -136,16 +120,20 @@ def _copy(source: Floats, target: Floats) -> None:
 
 
 @inlined
-def draft(memory: Memory, engine: Engine, tables: Tables) -> None:
+def draft(
+    memory: Memory,
+    engine: Engine,
+    acceptance: AcceptanceTables,
+    inverse_temperature: Floats,
+    bias: Floats,
+    as_sglang: bool,
+) -> None:
     """Draw every running request's round: outcomes, current survivals, survivals ``lag`` ago.
 
     A request that is not drafted for draws its round all the same, so that its luck does not depend
-    on the policy; nobody sees it, and its newest known survivals are carried forward. Under
-    ``sglang`` survivals are in the arithmetic of SGLang's own planner.
+    on the policy; nobody sees it, and its newest known survivals are carried forward.
+    ``as_sglang``: survivals in the arithmetic of SGLang's own planner.
     """
-    acceptance, bias = tables.acceptance, tables.bias
-    inverse_temperature = tables.inverse_temperature
-    as_sglang = tables.policy.as_sglang
     depth = engine.lag_steps + 1
     for i in range(memory.state[0].running):
         r = memory.running[i]
@@ -296,10 +284,15 @@ def _take_choice(memory: Memory, work: Workspace) -> int:
 
 @inlined
 def plan_and_time(
-    memory: Memory, engine: Engine, tables: Tables, work: Workspace, context: int
+    memory: Memory,
+    engine: Engine,
+    truth: CostTables,
+    belief: CostTables,
+    policy: PolicyTables,
+    work: Workspace,
+    context: int,
 ) -> tuple[int, float, float, float, int]:
     """Plan the drafted step: (tokens M, true seconds, predicted seconds, expected, reason)."""
-    policy = tables.policy
     state = memory.state[0]
     requests = state.running
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
@@ -316,7 +309,7 @@ def plan_and_time(
     )
     predicted_s, expected, reason = decide(
         policy,
-        tables.belief,
+        belief,
         memory.survival[:requests],
         memory.stale[:requests],
         around,
@@ -329,23 +322,33 @@ def plan_and_time(
     drafted = requests if policy.drafts else 0
     if policy.chooses_drafts:
         drafted = _take_choice(memory, work)
-    step_s = decode_step_seconds(tables.truth, tokens, requests, drafted, float(context))
+    step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context))
     return tokens, step_s, predicted_s, expected, reason
 
 
 @inlined
-def decode_step(memory: Memory, engine: Engine, tables: Tables, work: Workspace) -> Step:
+def decode_step(
+    memory: Memory,
+    engine: Engine,
+    truth: CostTables,
+    belief: CostTables,
+    acceptance: AcceptanceTables,
+    policy: PolicyTables,
+    inverse_temperature: Floats,
+    bias: Floats,
+    work: Workspace,
+) -> Step:
     """Draft for the running requests, plan, verify and commit."""
     state = memory.state[0]
-    speculative = tables.policy.drafts
+    speculative = policy.drafts
     drop_finished(memory)
-    make_room(memory, engine, tables.acceptance.gamma + 1 if speculative else 1)
+    make_room(memory, engine, acceptance.gamma + 1 if speculative else 1)
     if speculative:
-        draft(memory, engine, tables)
+        draft(memory, engine, acceptance, inverse_temperature, bias, policy.as_sglang)
     requests = state.running
     context = context_tokens(memory)
     tokens, step_s, predicted_s, expected, reason = plan_and_time(
-        memory, engine, tables, work, context
+        memory, engine, truth, belief, policy, work, context
     )
     state.now_s += step_s
     committed, finished = commit(memory, engine, work, speculative)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 
 from sglang_dspark.core.compiled import compiled, inlined
-from sglang_dspark.core.tables import Workspace
-from simulator.engine.decode import Tables, decode_step
+from sglang_dspark.core.costs.tables import CostTables
+from sglang_dspark.core.state import Floats
+from sglang_dspark.core.tables import PolicyTables, Workspace
+from simulator.acceptance.tables import AcceptanceTables
+from simulator.engine.decode import decode_step
 from simulator.engine.layout import DECODE_STEP, Engine, Memory, Step
 from simulator.engine.lifecycle import push_waiting
 from simulator.engine.prefill import form_prefill_batch, prefill_step
@@ -88,11 +91,24 @@ def _next_ready_s(memory: Memory, engine: Engine) -> float:
 
 
 @compiled
-def advance(memory: Memory, engine: Engine, tables: Tables, work: Workspace, until_s: float) -> int:
+def advance(
+    memory: Memory,
+    engine: Engine,
+    truth: CostTables,
+    belief: CostTables,
+    acceptance: AcceptanceTables,
+    policy: PolicyTables,
+    inverse_temperature: Floats,
+    bias: Floats,
+    work: Workspace,
+    until_s: float,
+) -> int:
     """Run the steps that start before ``until_s``; return one of the codes above.
 
     At each step's boundary: receive what is ready, form a prefill batch, run it, or else a decode
-    step, and release in a closed loop one request for each that finished.
+    step, and release in a closed loop one request for each that finished. ``truth`` prices the
+    steps, ``belief`` is the cost model the policy was given: they differ when a stale or wrong one
+    is studied.
     """
     state = memory.state[0]
     for _ in range(_STEPS_PER_CALL):
@@ -106,9 +122,11 @@ def advance(memory: Memory, engine: Engine, tables: Tables, work: Workspace, unt
         state.left_before = state.done + state.handed
         admitted = form_prefill_batch(memory, engine)
         if admitted > 0:
-            step = prefill_step(memory, engine, tables.truth, work, admitted)
+            step = prefill_step(memory, engine, truth, work, admitted)
         elif state.running > 0:
-            step = decode_step(memory, engine, tables, work)
+            step = decode_step(
+                memory, engine, truth, belief, acceptance, policy, inverse_temperature, bias, work
+            )
         else:
             next_s = _next_ready_s(memory, engine)
             if next_s >= until_s:

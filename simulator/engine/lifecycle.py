@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from sglang_dspark.core.compiled import compiled
+from sglang_dspark.core.compiled import compiled, inlined
 from simulator.engine.kv_cache import private_pages, release_kv, unlock_prefix
 from simulator.engine.layout import COMPLETED, RUNNING, WAITING, Engine, Memory
 
@@ -91,7 +91,7 @@ def hand_over(memory: Memory, engine: Engine, r: int) -> None:
     state.batch_full = 0
 
 
-@compiled
+@inlined
 def context_tokens(memory: Memory) -> int:
     """Tokens in the KV cache of the running requests, summed."""
     total = 0

@@ -59,7 +59,7 @@ class Fleet:
             ]  # fmt: skip
             self.replicas += members
             self._pools.append((pool, members))
-        self._acceptance = tables.steps.acceptance
+        self._acceptance = tables.acceptance
         begin_requests(self.requests, tables.engine.seed, self._acceptance)
         self._arriving = np.flatnonzero(self.requests["status"] != REJECTED)
         """Requests in order of arrival."""

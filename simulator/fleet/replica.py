@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sglang_dspark.core.compiled import bound
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.tables import make_workspace
-from simulator.engine.decode import Tables
 from simulator.engine.kernel import PAUSED, advance, release
 from simulator.engine.laws import check_memory
 from simulator.engine.layout import Engine, Memory, Records, clear_memory, make_memory
@@ -41,14 +41,18 @@ class ReplicaTables:
         )
         self.pool = pool
         self.engine: Engine = scenario.compiled_engine(pool)
-        self.steps = Tables(
-            truth=pool.cost_model.tables(most * (gamma + 1), most),
-            belief=planner.costs,
-            acceptance=scenario.acceptance.tables(scenario.trace.domain_names),
-            policy=planner.policy_tables,
-            inverse_temperature=planner.inverse_temperature,
-            bias=planner.bias,
+        self.truth = pool.cost_model.tables(most * (gamma + 1), most)
+        self.acceptance = scenario.acceptance.tables(scenario.trace.domain_names)
+        self.arguments = (
+            self.engine,
+            self.truth,
+            planner.costs,
+            self.acceptance,
+            planner.policy_tables,
+            planner.inverse_temperature,
+            planner.bias,
         )
+        """Of ``advance``, between the memory and the workspace."""
 
 
 class Replica:
@@ -78,7 +82,7 @@ class Replica:
         """Requests it held when it failed, over all its failures."""
         self.pool = tables.pool
         self.engine = tables.engine
-        self.truth = tables.steps.truth
+        self.truth = tables.truth
         """Prices its steps."""
         self.memory: Memory = make_memory(
             requests=requests,
@@ -89,8 +93,9 @@ class Replica:
             gamma=gamma,
             step_capacity=scenario.step_capacity,
         )
-        self._tables = tables.steps
-        self._work = make_workspace(self.engine.max_running, gamma)
+        workspace = make_workspace(self.engine.max_running, gamma)
+        self._tables = (*tables.arguments, workspace)
+        self._steps = bound(advance, self.memory, *self._tables, 0.0)
         self._state = self.memory.state[0]
         self._on_steps = on_steps
         self._on_pause = on_pause
@@ -203,7 +208,7 @@ class Replica:
         """Run the steps that start before ``until_s``."""
         if self.held == 0 or self.now_s >= until_s:
             return
-        while advance(self.memory, self.engine, self._tables, self._work, until_s) == PAUSED:
+        while self._steps(self.memory, *self._tables, until_s) == PAUSED:
             self.flush()
             self._on_pause()
         if self._check:

@@ -11,6 +11,7 @@ from sglang_dspark.core.ranking import (
     MOST_BINS,
     SURVIVAL_FLOOR,
     assign_slots,
+    nth_least,
     sort_candidates,
 )
 from sglang_dspark.core.state import Floats
@@ -52,6 +53,20 @@ def test_sorting_equals_numpys(survival: Floats) -> None:
 @given(survivals(most_requests=12, most_positions=8, levels=3))
 def test_sorting_equals_numpys_with_ties(survival: Floats) -> None:
     assert ordered(survival).tobytes() == by_numpy(survival).tobytes()
+
+
+@pytest.mark.law
+@given(
+    st.lists(st.sampled_from([-1.5, -0.25, 0.0, 0.5]) | st.floats(-9, 9), min_size=1, max_size=60),
+    st.data(),
+)
+def test_the_nth_least_is_where_a_sort_would_put_it(
+    values: list[float], data: st.DataObject
+) -> None:
+    n = data.draw(st.integers(0, len(values) - 1))
+    shuffled = np.array(values)
+    assert nth_least(shuffled, n) == sorted(values)[n]
+    assert sorted(shuffled) == sorted(values)
 
 
 def hard_cases() -> dict[str, Floats]:

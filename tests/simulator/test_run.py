@@ -295,17 +295,21 @@ def test_another_run_never_replaces_a_result_unasked(
 
 
 @pytest.mark.example
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_leaves_a_partial_result_marked_as_such(jobs: str, tmp_path: Path) -> None:
+def test_a_signal_leaves_a_partial_result_marked_as_such(
+    jobs: str, number: signal.Signals, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     process = command(
         "traces/mixed.jsonl", "--out", str(out), "--jobs", jobs, "--policy", "global",
         "--policy", "fixed", "--concurrency", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16",
     )  # fmt: skip
     wait_until(lambda: len(list(out.glob("parts.tmp/requests-*"))) > 2, process)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     printed, errors = process.communicate(timeout=HUNG_S)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
+    assert "Traceback" not in errors
     assert "INTERRUPTED" in printed
     summary = json.loads((out / "summary.json").read_text())
     assert summary["interrupted"] is True

@@ -98,7 +98,7 @@ def test_vidur_lengths_get_poisson_arrivals_at_the_rate_asked_for(tmp_path: Path
     first = (tmp_path / "t.jsonl").read_bytes()
     convert(tmp_path, text, "--rate", "8", "--seed", "4")
     assert (tmp_path / "t.jsonl").read_bytes() == first
-    convert(tmp_path, text, "--rate", "8", "--seed", "5")
+    convert(tmp_path, text, "--rate", "8", "--seed", "5", "--force")
     assert (tmp_path / "t.jsonl").read_bytes() != first
 
 
@@ -122,7 +122,7 @@ def test_mooncake_hashes_stay_and_rounded_times_are_spread(tmp_path: Path) -> No
     assert len({r.arrival_s for r in requests}) == 59
     assert (meta.block_tokens, meta.seed) == (512, 0)
     assert meta.notes == {"arrivals spread inside a quantum of 3 s": 59}
-    requests, meta = convert(tmp_path, text, "--quantum", "0")
+    requests, meta = convert(tmp_path, text, "--quantum", "0", "--force")
     assert [r.arrival_s for r in requests] == [3.0 * (k // 10) for k in range(1, 60)]
     assert (meta.notes, meta.seed) == (None, None)
 

@@ -143,7 +143,7 @@ def test_a_report_shows_nothing_of_the_step_that_still_runs(times: list[float]) 
     requests = request_records(case)
     tables = ReplicaTables(case, case.pools[0])
     replica = Replica(case, tables, requests, 0, on_steps=None, on_pause=lambda: None, check=True)
-    begin_requests(replica.memory.requests, tables.engine.seed, tables.steps.acceptance)
+    begin_requests(replica.memory.requests, tables.engine.seed, tables.acceptance)
     replica.send(range(60))
     for time_s in sorted(times):
         replica.advance(time_s)
