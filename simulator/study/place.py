@@ -19,8 +19,6 @@ from sglang_dspark.files import make_folder, os_problem, read_json
 
 _CONFIG = "config.json"
 _MOST_FOLDERS = 1000
-_ASIDE = ("provenance",)
-"""What may differ between two configurations of the same run."""
 
 
 @contextmanager
@@ -90,5 +88,16 @@ def _other(path: Path, config: Any) -> str | None:
     except ValueError:
         return _CONFIG
     ours = json.loads(json.dumps(dataclasses.asdict(config)))
-    keys = [key for key in {**ours, **there} if key not in _ASIDE]
+    aside = {"provenance"}  # what may differ between two configurations of the same run
+    if _digest(ours) and _digest(there):  # a trace is its requests, not its name
+        if _digest(ours) != _digest(there):
+            return "trace"
+        aside.add("trace")
+    keys = [key for key in {**ours, **there} if key not in aside]
     return next((key for key in keys if ours.get(key) != there.get(key)), None)
+
+
+def _digest(config: dict[str, Any]) -> str | None:
+    """Of the trace that was replayed, where it is written down."""
+    found = config.get("provenance")
+    return found.get("trace_sha256") if isinstance(found, dict) else None

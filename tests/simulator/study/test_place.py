@@ -32,6 +32,20 @@ def test_a_default_folder_is_the_runs_own_and_the_next_one_for_another(tmp_path:
 
 
 @pytest.mark.example
+def test_a_trace_by_another_name_is_the_same_run(tmp_path: Path) -> None:
+    named, again, edited = (
+        RunConfig(trace=trace, provenance={"trace_sha256": digest})
+        for trace, digest in (("chat", "1"), ("traces/chat.jsonl", "1"), ("chat", "2"))
+    )
+    for config, name in ((named, "a"), (again, "a")):
+        with claimed(None, tmp_path / "a", config, force=False) as path:
+            assert path == tmp_path / name
+            finish(path, config)
+    with claimed(None, tmp_path / "a", edited, force=False) as path:
+        assert path == tmp_path / "a-2"  # another trace under the same name
+
+
+@pytest.mark.example
 def test_a_named_folder_is_refused_unless_forced(tmp_path: Path) -> None:
     out = tmp_path / "mine"
     with claimed(str(out), tmp_path / "a", CONFIG, force=False) as path:
