@@ -80,7 +80,7 @@ class Workspace(NamedTuple):
 
 
 def make_workspace(max_requests: int, gamma: int) -> Workspace:
-    """A workspace for up to ``max_requests`` requests of ``gamma`` draft tokens."""
+    """A workspace for up to ``max_requests`` requests, each of ``gamma`` draft tokens."""
     return Workspace(
         values=np.empty(max(max_requests * gamma, 1)),
         counts=np.empty(MOST_BINS + 1, dtype=np.int64),

@@ -288,11 +288,12 @@ def test_the_ranked_policies_verify_no_hopeless_token(survival: Floats, verify_s
 def test_the_same_state_gets_the_same_plan_from_a_used_workspace(
     survival: Floats, verify_s: Floats
 ) -> None:
-    work = make_workspace(20, 9)
+    gamma = survival.shape[1]
+    work = make_workspace(20, gamma)
     costs = costs_of(verify_s)
     for policy in every_policy():
         lengths, *told = decided(policy, costs, survival)
-        full = np.full((20, 9), 0.7)
+        full = np.full((20, gamma), 0.7)
         decide(policy, costs, full, full + 0.2, around_of(20), PLENTY, work)
         around = around_of(survival.shape[0])
         again = decide(policy, costs, survival, survival, around, PLENTY, work)
