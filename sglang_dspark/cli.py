@@ -57,6 +57,8 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     """
     with _signals() as heard:
         status = _run(name, main)
+    if heard:
+        exec("")  # else Python 3.11 kills itself by SIGINT if the signal came while it ran a string
     return 128 + heard[0] if heard and status == 130 else status
 
 

@@ -11,6 +11,8 @@ Imports numba, which takes half a second: import this only where something is ab
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +46,30 @@ def from_cache_only() -> Iterator[None]:
         yield
     finally:
         _from_cache_only.reset(before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that Python hears wait for the end of the block: what one raises in the midst of
+    numba is lost in a call-back of LLVM's, and the function with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears signals
+        return
+    waiting: list[int] = []
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, lambda heard, _: waiting.append(heard))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in waiting:
+            signal.raise_signal(late)
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -81,7 +107,8 @@ class _EntryCompiler(compiler.Compiler):
     def compile_extra(self, func: Any) -> Any:
         if _from_cache_only.get():
             raise NotCompiledError
-        return super().compile_extra(func)  # type: ignore[no-untyped-call]
+        with _undisturbed():
+            return super().compile_extra(func)  # type: ignore[no-untyped-call]
 
 
 def make_part(function: Callable[..., Any], *, forceinline: bool) -> Any:
