@@ -107,8 +107,7 @@ class _EntryCompiler(compiler.Compiler):
     def compile_extra(self, func: Any) -> Any:
         if _from_cache_only.get():
             raise NotCompiledError
-        with _undisturbed():
-            return super().compile_extra(func)  # type: ignore[no-untyped-call]
+        return super().compile_extra(func)  # type: ignore[no-untyped-call]
 
 
 def make_part(function: Callable[..., Any], *, forceinline: bool) -> Any:
@@ -121,14 +120,23 @@ def make_entry(function: Callable[..., Any], folder: str | None) -> Any:
     """``function`` for callers in Python, kept in the folder where there is one."""
     options = {**_OPTIONS, "pipeline_class": _EntryCompiler}
     if folder is None:
-        return numba.njit(**options)(function)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = folder
-    try:
-        return numba.njit(cache=True, **options)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+        entry = numba.njit(**options)(function)
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = folder
+        try:
+            entry = numba.njit(cache=True, **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+    disturbed = entry.compile
+
+    def compile_undisturbed(types: Any) -> Any:
+        with _undisturbed():
+            return disturbed(types)
+
+    entry.compile = compile_undisturbed
+    return entry
 
 
 def for_types_of(entry: Any, examples: tuple[Any, ...]) -> Callable[..., Any]:
