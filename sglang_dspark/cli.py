@@ -110,6 +110,8 @@ def run_command(name: str, main: Callable[[], int | None]) -> int:
     context.run(_called_as.set, name)
     with _signals() as heard:
         status = _run(name, lambda: context.run(main))
+    if heard:
+        exec("")  # else Python 3.11 kills itself by SIGINT if the signal came while it ran a string
     return 128 + heard[0] if heard and status == 130 else status
 
 

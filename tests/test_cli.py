@@ -68,8 +68,9 @@ def test_an_interrupt_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("main", "printed"),
     [("os.kill(os.getpid(), {0}); time.sleep(60)", "replay: interrupted\n"),
+     ("exec('import os; os.kill(os.getpid(), {0}); time.sleep(60)')", "replay: interrupted\n"),
      ("partial({0})", "")],
-    ids=["unhandled", "handled, with a partial result"],
+    ids=["unhandled", "unhandled, in a string", "handled, with a partial result"],
 )  # fmt: skip
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_both_signals_end_a_command_alike_and_are_told_apart_by_the_status(

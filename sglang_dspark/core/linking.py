@@ -11,6 +11,8 @@ Imports numba, which takes half a second: import this only where something is ab
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +46,30 @@ def from_cache_only() -> Iterator[None]:
         yield
     finally:
         _from_cache_only.reset(before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that Python hears wait for the end of the block: what one raises in the midst of
+    numba is lost in a call-back of LLVM's, and the function with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears signals
+        return
+    waiting: list[int] = []
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(handler := signal.getsignal(number))
+    }
+    for number in before:
+        signal.signal(number, lambda heard, _: waiting.append(heard))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in waiting:
+            signal.raise_signal(late)
 
 
 class _PartLibrary(JITCodeLibrary):
@@ -94,14 +120,23 @@ def make_entry(function: Callable[..., Any], folder: str | None) -> Any:
     """``function`` for callers in Python, kept in the folder where there is one."""
     options = {**_OPTIONS, "pipeline_class": _EntryCompiler}
     if folder is None:
-        return numba.njit(**options)(function)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = folder
-    try:
-        return numba.njit(cache=True, **options)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+        entry = numba.njit(**options)(function)
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = folder
+        try:
+            entry = numba.njit(cache=True, **options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+    disturbed = entry.compile
+
+    def compile_undisturbed(types: Any) -> Any:
+        with _undisturbed():
+            return disturbed(types)
+
+    entry.compile = compile_undisturbed
+    return entry
 
 
 def for_types_of(entry: Any, examples: tuple[Any, ...]) -> Callable[..., Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +19,7 @@ import pytest
 from sglang_dspark.core import compiled as module
 from sglang_dspark.core.compiled import cache_folder, compiled, sources
 from sglang_dspark.core.linking import NotCompiledError, from_cache_only
+from tests.waiting import HUNG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -150,6 +154,36 @@ def test_what_is_kept_is_loaded_and_what_is_not_is_refused_from_the_cache_alone(
         assert again(3.0) == 7.0
         with pytest.raises(NotCompiledError):
             again(3)  # for whole numbers it was never compiled
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.05, 0.2])
+def test_a_signal_during_a_compilation_is_heard_at_its_end_and_loses_nothing(
+    after_s: float, toy: Path
+) -> None:
+    """At whatever moment it comes: the last may well come when all is done."""
+    shifted = load("caller").shifted
+    shifted._part.compile((numba.float64,))  # numba itself has been imported and is ready
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+
+    def disturbed() -> None:
+        threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT)).start()
+        shifted(3.0)
+        time.sleep(HUNG_S)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            disturbed()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]
+    assert shifted(3.0) == 7.0
 
 
 @pytest.mark.law
