@@ -203,9 +203,14 @@ class ShortPaths(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return False
 
     def get_source(self, fullname: str) -> str:
-        """What ``python -m`` runs."""
-        words = _WITHOUT_A_FILE[fullname].words
-        return f"from sglang_dspark.commands import run\nraise SystemExit(run({words!r}))\n"
+        """What ``python -m`` runs; imported, it has the command's ``main``."""
+        command = _WITHOUT_A_FILE[fullname]
+        return (
+            "if __name__ == '__main__':\n"
+            "    from sglang_dspark.commands import run\n"
+            f"    raise SystemExit(run({command.words!r}))\n"
+            f"from {command.module} import main\n"
+        )
 
 
 def install() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -210,3 +211,9 @@ def test_an_unknown_kind_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> 
         "policies, slos, acceptance, traces, mixtures\n"
     )
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.example
+def test_a_short_path_can_be_imported_for_its_main() -> None:
+    short = importlib.import_module("simulator.calibrate")
+    assert short.main is importlib.import_module("simulator.fit.calibrate").main
