@@ -24,7 +24,7 @@ def masks_on_cpu_and_retractions() -> None:
     from sglang.srt.managers import scheduler
 
     masks_on_cpu()
-    scheduler.TEST_RETRACT, scheduler.TEST_RETRACT_INTERVAL = True, 12
+    scheduler.TEST_RETRACT, scheduler.TEST_RETRACT_INTERVAL = True, 8
 
 
 def seeds_on_cpu() -> None:

@@ -74,7 +74,7 @@ def test_greedy_requests_of_every_kind_get_plain_tokens_and_logprobs(
         jobs,
         patch="tests.runtime.worker.row_patches:masks_on_cpu_and_retractions",
     )
-    assert retracted >= 2  # how many depends on who meets whom, which is the machine's speed
+    assert retracted >= 5
     for mine, its in zip(found, expected, strict=True):
         assert mine.whole, mine.message
         assert mine.tokens == its.tokens, mine.job.sampling
