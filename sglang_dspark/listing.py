@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -45,10 +44,7 @@ def describe_policies() -> list[dict[str, Any]]:
     """A row on each policy."""
     from sglang_dspark.core.policy import POLICIES
 
-    return [
-        {"name": name, "does": (inspect.getdoc(kind) or "").partition("\n")[0].replace("``", "")}
-        for name, kind in POLICIES.items()
-    ]
+    return [{"name": name, "does": kind.summary} for name, kind in POLICIES.items()]
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
