@@ -18,6 +18,9 @@ import aiohttp
 
 from tests.waiting import HUNG_S
 
+_ABORTED_WHILE_WAITING = "Abort in waiting queue"
+"""A stream that was retracted and is given up while it waits ends with its last token alone."""
+
 _TIMEOUT = aiohttp.ClientTimeout(total=300)
 
 
@@ -65,10 +68,11 @@ def _take(outcome: Outcome, answer: dict[str, Any]) -> None:
         outcome.message = json.dumps(answer)
         return
     outcome.meta = answer["meta_info"]
-    outcome.tokens = list(answer["output_ids"])
     reason = outcome.meta.get("finish_reason")
     if reason is not None:
         outcome.finish, outcome.message = reason["type"], str(reason.get("message", ""))
+    if not (outcome.job.stream and outcome.message == _ABORTED_WHILE_WAITING):
+        outcome.tokens = list(answer["output_ids"])
 
 
 async def _abort(session: aiohttp.ClientSession, url: str, rid: str) -> None:
