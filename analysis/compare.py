@@ -76,7 +76,7 @@ def compare_page(
         panels += _sweep_panels(series, slo)
         subject = f"closed loop at concurrency {loads[0]} to {loads[-1]}"
     else:
-        panels += _single_panels(series, requests, load, slo)
+        panels += _single_panels(series, load, slo)
         subject = "arrivals as traced" if load is None else f"closed loop at concurrency {load}"
         rates = {replay.settings.rate for replay in replays}
         if load is None and rates != {1.0}:
@@ -104,7 +104,9 @@ def _load_of_latencies(loads: Sequence[int], asked: int | None) -> int | None:
     return asked if asked is not None else max(loads, default=None)
 
 
-def _requests(series: Sequence[Series], load: int | None) -> dict[str, Records]:
+def _requests(
+    series: Sequence[Series], load: int | None, *, whole_run: bool = False
+) -> dict[str, Records]:
     """Per label the request records at one load; a series without that load is left out."""
     of_folder: dict[Replay, dict[str, Records]] = {}
     found: dict[str, Records] = {}
@@ -112,7 +114,7 @@ def _requests(series: Sequence[Series], load: int | None) -> dict[str, Records]:
         replay = one.at(load)
         if replay is not None:
             if replay not in of_folder:
-                of_folder[replay] = read_requests(replay, load)
+                of_folder[replay] = read_requests(replay, load, whole_run=whole_run)
             found[one.label] = of_folder[replay][one.policy]
     return found
 
@@ -156,9 +158,7 @@ def _frontier_panel(series: Sequence[Series], slo: Slo | None) -> Panel:
     return title, partial(draw_frontier, series=series, least_tok_s=least_tok_s)
 
 
-def _single_panels(
-    series: Sequence[Series], requests: dict[str, Records], load: int | None, slo: Slo | None
-) -> list[Panel]:
+def _single_panels(series: Sequence[Series], load: int | None, slo: Slo | None) -> list[Panel]:
     profiles, gpus = {}, {}
     for one in series:
         replay = one.at(load)
@@ -169,6 +169,7 @@ def _single_panels(
                 gpus[one.label] = replay.summary.gpus / replay.summary.replicas
     budget = partial(draw_profile, series=series, profiles=profiles, gpus_per_replica=None)
     throughput = partial(draw_profile, series=series, profiles=profiles, gpus_per_replica=gpus)
+    requests = _requests(series, load, whole_run=True)
     in_system = partial(draw_in_system, series=series, requests=requests)
     last = ("Load over time", in_system) if load is None else _frontier_panel(series, slo)
     return [(_BUDGET, budget), ("Decode throughput", throughput), last]

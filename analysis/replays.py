@@ -22,7 +22,7 @@ from sglang_dspark.files import os_problem, read_json
 from simulator.engine.layout import REQUEST, STATUS_NAMES, Records
 from simulator.study.results import read_results
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Floats = npt.NDArray[np.float64]
 _AGAIN = "run python -m simulator.run again"
 
@@ -165,12 +165,21 @@ def _require_all(replay: Replay, concurrency: int | None, found: Container[str],
             )
 
 
-def read_requests(replay: Replay, concurrency: int | None) -> dict[str, Records]:
-    """Per policy the REQUEST records at one load, as ``simulator.study.metrics`` takes them."""
+def read_requests(
+    replay: Replay, concurrency: int | None, *, whole_run: bool = False
+) -> dict[str, Records]:
+    """Per policy the REQUEST records at one load, as ``simulator.study.metrics`` takes them.
+
+    Those that are judged; all of the ``whole_run``, or where none is judged.
+    """
     columns = ["arrival_s", "first_token_s", "finish_s", "generated"]
     parts: dict[str, list[Records]] = {}
-    for policy, load, table in _runs(replay.path / "requests.parquet", ["status", *columns]):
+    for policy, load, table in _runs(
+        replay.path / "requests.parquet", ["status", "judged", *columns]
+    ):
         if load == concurrency:
+            if not whole_run and pc.any(table["judged"]).as_py():
+                table = table.filter(table["judged"])
             rows = np.zeros(table.num_rows, REQUEST)
             for name in columns:
                 rows[name] = table[name].to_numpy()

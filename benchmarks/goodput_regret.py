@@ -37,12 +37,11 @@ from sglang_dspark.core.policy import Goodput, PolicyFile, parse_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.acceptance.load import AcceptanceProfile, load_acceptance
 from simulator.engine.config import EngineConfig
-from simulator.engine.layout import Records
 from simulator.fleet.fleet import simulate
-from simulator.fleet.scenario import Outcome, Scenario
+from simulator.fleet.scenario import Scenario
 from simulator.slo import parse_slo
 from simulator.study.first_start import warm_up
-from simulator.study.metrics import is_finished, met_slo
+from simulator.study.metrics import measure, met_slo
 from simulator.sweep.sweep import sweep
 from traces import Trace, load_trace
 
@@ -105,42 +104,22 @@ def scenario_of(point: Point) -> Scenario:
         # Above every concurrency: who waits for a full batch to drain is no policy's doing.
         engine=EngineConfig(max_running_requests=1024),
         concurrency=point.concurrency,
-        step_capacity=1 << 14,
     )
 
 
-def steady(outcome: Outcome, ends_s: Any, committed: Any) -> dict[str, Any]:
-    """Throughput, goodput and attainment between finish 2C and the last send."""
-    requests, clients = outcome.requests, outcome.scenario.concurrency or 1
-    finish_s = np.sort(requests["finish_s"][is_finished(requests)])
-    first = min(2 * clients, finish_s.size // 4)
-    last = finish_s.size - 1 - min(clients, finish_s.size // 4)
-    start_s, end_s = finish_s[first], finish_s[last]
-    inside = (requests["finish_s"] > start_s) & (requests["finish_s"] <= end_s)
-    met = met_slo(outcome, parse_slo(SLO)) & inside
-    steps = (ends_s > start_s) & (ends_s <= end_s)
-    span_s = end_s - start_s
-    each = zip(np.array_split(met, BATCHES), np.array_split(inside, BATCHES), strict=True)
-    rate = inside.sum() / span_s
-    return {
-        "output_tok_s": round(float(committed[steps].sum() / span_s), 6),
-        "goodput_req_s": round(float(met.sum() / span_s), 6),
-        "attainment": round(float(met.sum() / max(inside.sum(), 1)), 6),
-        "goodput_batches": [round(float(rate * m.sum() / max(i.sum(), 1)), 6) for m, i in each],
-    }
-
-
 def work(point: Point) -> dict[str, Any]:
-    """Simulate one point."""
-    ends: list[Any] = []
-    committed: list[Any] = []
-
-    def on_steps(_: int, steps: Records) -> None:
-        ends.append(steps["start_s"] + steps["duration_s"])
-        committed.append(steps["committed_tokens"].astype(np.int64))
-
-    outcome = simulate(scenario_of(point), on_steps=on_steps)
-    return steady(outcome, np.concatenate(ends), np.concatenate(committed))
+    """Simulate one point: throughput, goodput and attainment in its steady state."""
+    scenario, slo = scenario_of(point), parse_slo(SLO)
+    outcome = simulate(scenario)
+    row = measure(outcome, slo)
+    met = met_slo(outcome, slo)[scenario.judged_requests]
+    rate = met.size / row["duration_s"]
+    return {
+        "output_tok_s": row["output_tok_s"],
+        "goodput_req_s": row["slo_goodput_req_s"],
+        "attainment": row["slo_attainment"],
+        "goodput_batches": [round(float(rate * m.mean()), 6) for m in np.array_split(met, BATCHES)],
+    }
 
 
 def compare(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -18,10 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import sglang_dspark
-from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.cli import Parser, progress_bar, run_command
 from sglang_dspark.core.compiled import base_folder
 from simulator.fleet.config import ROUTERS, FleetConfig
 from simulator.study.config import (
@@ -33,12 +31,13 @@ from simulator.study.config import (
     load_study,
     with_flags,
 )
-from simulator.study.first_start import waiting
+from simulator.study.first_start import shown_on
 from simulator.study.metrics import paired_difference
 from simulator.study.place import claimed
-from simulator.study.report import format_table, format_verdicts
+from simulator.study.report import format_notes, format_table
 from simulator.study.results import ResultFolder
 from simulator.study.study import RunResult, perform
+from simulator.study.verdict import gain, merit_of, verdict
 
 
 def _parser() -> Parser:
@@ -58,6 +57,7 @@ def _parser() -> Parser:
         metavar="NAME[:PARAMETER]|FILE",
         help=f"{flag_help('policy')}; repeat to compare (default: one of each name)",
     )
+    parser.add_argument("--current", metavar="NAME[:PARAMETER]|FILE", help=flag_help("current"))
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
     parser.add_argument("--replicas", type=int, metavar="N", help=flag_help("replicas"))
@@ -66,6 +66,7 @@ def _parser() -> Parser:
         help=f"{', '.join(ROUTERS)} (default: {FleetConfig.router})",
     )  # fmt: skip
     parser.add_argument("--rate", type=float, metavar="X", help=flag_help("rate"))
+    parser.add_argument("--warm-up", type=float, metavar="SHARE", help=flag_help("warm_up"))
     parser.add_argument(
         "--concurrency",
         type=numbers,
@@ -110,6 +111,8 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
         config,
         fleet=fleet,
         policies=arguments.policy and tuple(arguments.policy),
+        current=arguments.current,
+        warm_up=arguments.warm_up,
         **common_flags(arguments),
     )
 
@@ -118,20 +121,21 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
     """``summary.json``: the same bytes for the same inputs and seed."""
     config = study.config
     rows = [result.row for result in results]
+    current = config.baseline
     by_load: dict[int | None, list[RunResult]] = {}
     for result in results:
         by_load.setdefault(result.row["concurrency"], []).append(result)
     differences = []
     for concurrency, group in by_load.items():
-        names = [result.row["policy"] for result in group]
-        base = group[names.index("fixed") if "fixed" in names else 0]
-        for other in group:
-            if other is not base:
-                pair = {"policy": other.row["policy"], "versus": base.row["policy"]}
-                found = paired_difference(other.requests, base.requests)
-                differences.append(pair | {"concurrency": concurrency} | found)
-    return {
-        "schema_version": 1,
+        merit = merit_of([result.row for result in group])
+        bases = [result for result in group if result.row["policy"] == current]
+        for base, other in ((b, o) for b in bases for o in group if o is not b):
+            pair = {"policy": other.row["policy"], "versus": current, "concurrency": concurrency}
+            found = gain(other.row, base.row, other.requests, base.requests, merit)
+            latencies = paired_difference(other.requests, base.requests)
+            differences.append(pair | {"gain": found} | latencies)
+    summary = {
+        "schema_version": 2,
         "trace": study.trace.name,
         "trace_sha256": study.trace.sha256,
         "cost_model": study.cost_model.name,
@@ -139,12 +143,14 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "acceptance": config.acceptance,
         "seed": config.seed,
         "slo": config.slo,
+        "current": current,
         "replicas": sum(pool.replicas for pool in study.runs[0].scenario.pools),
         "gpus": study.runs[0].scenario.gpus,
         "interrupted": interrupted,
         "policies": rows,
         "differences": differences,
     }
+    return summary | {"verdict": None if interrupted else verdict(summary, study.cost_model)}
 
 
 def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
@@ -176,10 +182,7 @@ def _replayed(
     folder = ResultFolder(out)
     total = len(study.trace) * len(study.runs)
     try:
-        with tqdm(total=total, unit="req", desc="loading the engine", leave=False) as bar:
-
-            def on_wait(seconds: float) -> None:
-                bar.set_description_str(waiting(seconds))
+        with progress_bar(total=total, unit="req", desc="loading the engine", leave=False) as bar:
 
             def on_progress(finished: int) -> None:
                 bar.set_description_str("replaying", refresh=False)
@@ -192,7 +195,7 @@ def _replayed(
                 folder=folder,
                 steps=arguments.steps,
                 check=arguments.check,
-                on_wait=on_wait,
+                on_wait=shown_on(bar),
                 on_progress=on_progress,
             )
         if not results:
@@ -229,11 +232,14 @@ def _command(arguments: argparse.Namespace) -> int:
     else:
         print(_heading(summary, study) + "\n")
         print(format_table(summary["policies"], interrupted=interrupted))
-        print(format_verdicts(summary))
+        print(format_notes(summary))
         print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, "
-              f"batches.parquet, {'steps.parquet, ' * arguments.steps}config.json")  # fmt: skip
+              f"batches.parquet, {'steps.parquet, ' * arguments.steps}config.json. "
+              f"Draw it: dspark compare {out} -o compare.png")  # fmt: skip
         if interrupted:
             print("INTERRUPTED: partial results, marked as such in summary.json")
+        else:
+            print("\n" + "\n".join(summary["verdict"]))
     return 130 if interrupted else 0
 
 

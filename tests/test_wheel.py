@@ -172,7 +172,7 @@ def test_a_replay_from_the_wheel_is_the_same_both_ways(built: Path, tmp_path: Pa
     assert door.returncode == 0, door.stderr
     path = call(built / "own", tmp_path, "python", "-m", "simulator.run", *flags[1:])
     assert path.returncode == 0, path.stderr
-    assert door.stdout.replace("Wrote door/", "Wrote results/chat/") == path.stdout
+    assert door.stdout.replace(" door", " results/chat") == path.stdout
     for name in ("summary.json", "requests.parquet", "config.json"):
         first, second = (tmp_path / at / name for at in ("door", "results/chat"))
         assert first.read_bytes() == second.read_bytes()

@@ -21,14 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from analysis.capacity import tables
 from analysis.capacity.figures import draw_all
 from analysis.capacity.html_file import html_report
 from analysis.capacity.pdf_file import pdf_report
 from analysis.capacity.report import build_report, finite
-from sglang_dspark.cli import Parser, called_as, run_command
+from sglang_dspark.cli import Parser, called_as, progress_bar, run_command
 from sglang_dspark.core.compiled import base_folder
 from sglang_dspark.core.policy import policy_forms
 from sglang_dspark.files import atomic_write, make_folder
@@ -43,7 +41,7 @@ from simulator.study.config import (
     load_study,
     with_flags,
 )
-from simulator.study.first_start import waiting, warm_up
+from simulator.study.first_start import shown_on, warm_up
 from simulator.study.results import read_results
 from simulator.sweep.ray_pool import connected
 
@@ -130,10 +128,10 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _asked(inquiry: Inquiry, jobs: int, ray: str | None, journal: Path) -> Findings:
     """The simulations, with a progress bar."""
-    with tqdm(
+    with progress_bar(
         total=inquiry.questions, unit="question", desc="loading the engine", leave=False
     ) as bar:
-        warm_up(inquiry.runs[0].scenario, lambda seconds: bar.set_description_str(waiting(seconds)))
+        warm_up(inquiry.runs[0].scenario, shown_on(bar))
 
         def on_done(done: int) -> None:
             bar.set_description_str("simulating", refresh=False)

@@ -174,6 +174,10 @@ class EarlyStop(Policy):
     axes = (TEMPERATURE,)
 
 
+DEFAULT_POLICY = "global"
+"""What a server runs that was told nothing else; ``runtime.settings`` says the same."""
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
 class GlobalBudget(Policy):

@@ -91,8 +91,11 @@ def probe(scenario: Scenario, goal: Goal) -> Probe:
     if outcome.interrupted:
         raise KeyboardInterrupt
     row = measure(outcome, goal.slo)
-    interval = batch_interval(met_slo(outcome, goal.slo).astype(float))
-    attainment = row["slo_attainment"] or 0.0
+    met = met_slo(outcome, goal.slo)[scenario.judged_requests]
+    interval = batch_interval(met.astype(float))
+    attainment = row["slo_attainment"]
+    if attainment is None:  # all at once: there is no time between warm-up and cool-down
+        attainment = row["whole_run"]["slo_attainment"] or 0.0
     return Probe(
         replicas=scenario.replicas,
         rate_factor=scenario.rate_factor,

@@ -39,6 +39,7 @@ from simulator.study.metrics import (
     paired_difference,
     request_times,
 )
+from simulator.study.part import judged_part
 from simulator.study.study import Run
 from simulator.sweep.sweep import heed, sweep
 
@@ -149,8 +150,11 @@ class PointQuestion:
     def answer(self) -> Answer:
         """By policy: latency quantiles, and differences from the chosen one with intervals."""
         outcomes = {run.label: _whole(run.scenario) for run in self.runs}
-        met = {label: met_slo(o, self.goal.slo).astype(float) for label, o in outcomes.items()}
-        theirs = outcomes[self.chosen].requests
+        judged = outcomes[self.chosen].scenario.judged_requests
+        met = {
+            label: met_slo(o, self.goal.slo)[judged].astype(float) for label, o in outcomes.items()
+        }
+        theirs = outcomes[self.chosen].requests[judged]
         found = {}
         for label, outcome in outcomes.items():
             difference = batch_interval(met[label] - met[self.chosen])
@@ -158,7 +162,7 @@ class PointQuestion:
                 "quantiles_s": _quantiles(outcome),
                 "attainment": float(met[label].mean()),
                 "attainment_difference": None if label == self.chosen else difference,
-                "differences": paired_difference(outcome.requests, theirs),
+                "differences": paired_difference(outcome.requests[judged], theirs),
             }
         return found
 
@@ -171,7 +175,7 @@ def _whole(scenario: Scenario) -> Outcome:
 
 
 def _numbers(found: Probe) -> Answer:
-    row = found.row
+    row, whole = found.row, found.row["whole_run"]
     names = (
         "ttft_ms", "tpot_ms", "e2e_ms", "tok_s_user_p50", "output_tok_s", "duration_s",
         "utilisation", "rejected", "truncated", "requests_in_system_mean",
@@ -180,19 +184,19 @@ def _numbers(found: Probe) -> Answer:
         "replicas": found.replicas,
         "attainment": found.attainment,
         "interval": found.interval,
-        "generated_tokens": row["output_tok_s"] * row["duration_s"],
+        "generated_tokens": whole["output_tok_s"] * whole["duration_s"],
         **{name: row[name] for name in names},
     }
 
 
 def _quantiles(outcome: Outcome) -> dict[str, list[float]]:
     """Seconds at ``QUANTILES`` of TTFT, TPOT and e2e per request and of ITL per burst."""
+    part = judged_part(outcome)
     found = {}
-    for name, times in request_times(outcome.requests).items():
+    for name, times in request_times(outcome.requests[part.judged]).items():
         known = times[~np.isnan(times)]
         found[name] = np.quantile(known, QUANTILES).tolist() if known.size else []
-    counts = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
-    bursts = [itl_percentile_s(counts, 100.0 * q) for q in QUANTILES] if counts.sum() else []
+    bursts = [itl_percentile_s(part.itl, 100.0 * q) for q in QUANTILES] if part.itl.sum() else []
     return found | {"itl": bursts}
 
 

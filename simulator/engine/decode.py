@@ -162,6 +162,7 @@ def draft(
             _copy(now, memory.survival[i])
         else:
             request.undrafted += 1
+            memory.state[0].undrafted += 1
             memory.outcome[i] = 0
             memory.survival[i] = 0.0
             _carry_forward(memory, request.slot, place, depth, request.history)
@@ -193,6 +194,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
     common_gap_s = now_s - common_s
     common_bin = itl_bin(common_gap_s)
     emitted_all = 0
+    verified_all = 0
     finished = 0
     kept = 0
     batch = state.running
@@ -205,6 +207,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
             accepted = min(memory.outcome[i], length)
             emitted = min(accepted + 1, request.output_limit - request.generated)
             request.verified += length
+            verified_all += length
             request.accepted += emitted - 1
             memory.length_counts[0, length] += 1
             memory.length_counts[1, accepted] += 1
@@ -238,6 +241,8 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
     state.decode_steps += 1
     state.request_steps += batch
     state.committed_tokens += emitted_all
+    state.verified_tokens += verified_all
+    state.accepted_tokens += emitted_all - batch
     return emitted_all, finished
 
 

@@ -19,9 +19,9 @@ from simulator.engine.layout import DECODE_STEP, Engine, Memory, Step
 from simulator.engine.lifecycle import push_waiting
 from simulator.engine.prefill import form_prefill_batch, prefill_step
 
-IDLE, REACHED, PAUSED = range(3)
-"""Why ``advance`` returned: nothing to do before the horizon, a step reaches beyond it, or a full
-step log or many steps: empty the log and call again."""
+IDLE, REACHED, PAUSED, MARKED = range(4)
+"""Why ``advance`` returned: nothing to do before the horizon; a step reaches beyond it; a full step
+log or many steps: empty the log and call again; ``mark_at`` is reached: look, and call again."""
 
 _STEPS_PER_CALL = 1 << 16
 
@@ -116,6 +116,8 @@ def advance(
             _receive(memory)
         if state.now_s >= until_s:
             return REACHED
+        if (state.inbox_head if engine.closed_loop else state.now_s) >= state.mark_at:
+            return MARKED
         if memory.steps.size > 0 and state.logged == memory.steps.size:
             return PAUSED
         start_s = state.now_s

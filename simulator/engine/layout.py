@@ -94,6 +94,9 @@ STATE = np.dtype(
         ("committed_tokens", np.int64),
         ("prefill_tokens", np.int64),
         ("cached_tokens", np.int64),
+        ("verified_tokens", np.int64),
+        ("accepted_tokens", np.int64),
+        ("undrafted", np.int64),
         ("retractions", np.int64),
         ("least_tokens", np.int64),
         ("most_tokens", np.int64),
@@ -102,19 +105,22 @@ STATE = np.dtype(
         ("prefills_since", np.int64),
         ("prefills_wait", np.int64),
         ("prefills_per_step", np.float64),
+        ("mark_at", np.float64),
     ],
     align=True,
 )
 """``leaving`` counts the finished requests that still hold places in the decode batch;
 ``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
-still to be prefilled or found in the cache, for it and the queue; ``handed`` counts requests
+still to be prefilled or found in the cache, for it and the queue; ``verified_tokens``,
+``accepted_tokens`` and ``undrafted`` sum those of its requests; ``handed`` counts requests
 handed over after their prefill, the last ``outgoing`` of them in the outbox; ``left_before`` counts
 the requests that had left the replica when its last step began, which is all that a router may know
 while that step runs; ``least_tokens`` and ``most_tokens`` bound the target's decode forwards,
 ``most_requests`` their batch; ``drafts_new`` says whether a request that starts to decode is
 drafted for: if the last plan drafted for any; ``prefills_since`` counts the prefill steps since the
 last decode step, ``prefills_per_step`` averages that; ``prefills_wait`` is how many decode steps
-come before the next prefill step."""
+come before the next prefill step; ``mark_at`` is the number of requests sent, in
+an open loop the time, at which the host looks at the counters next."""
 
 BLOCK = np.dtype(
     [("resident", np.int8), ("locks", np.int32), ("before", np.int32), ("after", np.int32)],
@@ -262,6 +268,7 @@ def make_memory(
     """An empty replica."""
     state = np.zeros(1, STATE)
     state["least_tokens"] = np.iinfo(np.int64).max
+    state["mark_at"] = np.inf
     running = engine.max_running
     memory = Memory(
         state=state,
@@ -312,3 +319,19 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     state["last_decode_s"] = -1.0
     state["drafts_new"] = 1
     memory.free_slots[:] = np.arange(engine.max_running)[::-1]
+
+
+class Counts(NamedTuple):
+    """What a replica has counted by some time."""
+
+    state: Records
+    """[1] STATE."""
+    itl: npt.NDArray[np.int64]
+    """[ITL_BINS] as in ``Memory``."""
+    lengths: npt.NDArray[np.int64]
+    """[2, K + 1] as in ``Memory``."""
+
+
+def counts(memory: Memory) -> Counts:
+    """The counters as they are now."""
+    return Counts(memory.state.copy(), memory.itl_counts.copy(), memory.length_counts.copy())

@@ -4,6 +4,7 @@ In order of import:
 
 - ``config``: the key ``fleet`` of a configuration file
 - ``pools``: replicas with every default filled in
+- ``judged``: which requests are judged
 - ``scenario``: what a simulation depends on and what it leaves
 - ``replica``: one replica on the host's side
 - ``routing``: which replica a router chooses

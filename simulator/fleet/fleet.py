@@ -21,6 +21,7 @@ from simulator.fleet.autoscale import keep_scaled
 from simulator.fleet.config import FailureConfig
 from simulator.fleet.disaggregation import begin_transfers, collect_prefilled
 from simulator.fleet.failures import failure_gaps_s, start_again
+from simulator.fleet.judged import open_window_s
 from simulator.fleet.pools import Pool
 from simulator.fleet.replica import AWAY, DRAINING, UP, Replica, ReplicaTables, StepSink
 from simulator.fleet.scenario import Outcome, Scenario, request_records
@@ -105,6 +106,9 @@ class Fleet:
 
     def begin(self) -> simpy.Process:
         """Start everything that happens by itself; the process ends with the last request."""
+        window_s = open_window_s(self.scenario.judged_requests, self.requests["arrival_s"])
+        for replica in self.replicas:
+            replica.mark_at(*window_s)
         if failures := self.scenario.fleet.failures:
             for replica in self.replicas:
                 self.env.process(self._break_down(replica, failures))
@@ -234,8 +238,11 @@ class Fleet:
     def serve_clients(self, clients: int) -> None:
         """Each client stays with one replica and sends its next request when its last one ended."""
         self.requests["arrival_s"] = np.nan  # until a client sends it
+        judged = self.scenario.judged_requests
         for i, replica in enumerate(self.replicas):
-            replica.send(self._arriving[i :: len(self.replicas)].tolist())
+            to_send = self._arriving[i :: len(self.replicas)]
+            replica.mark_at(*np.searchsorted(to_send, (judged.start, judged.stop)).tolist())
+            replica.send(to_send.tolist())
             replica.release(len(range(i, clients, len(self.replicas))))
             replica.advance(math.inf)
             self._report_progress()
@@ -275,6 +282,7 @@ def simulate(
         scenario=scenario,
         requests=requests,
         memories=tuple(replica.memory for replica in fleet.replicas),
+        marks=tuple(replica.marks() for replica in fleet.replicas),
         spans=tuple(tuple(replica.spans) for replica in fleet.replicas),
         interrupted=interrupted,
     )

@@ -14,9 +14,17 @@ import numpy.typing as npt
 from sglang_dspark.core.compiled import bound
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.tables import make_workspace
-from simulator.engine.kernel import PAUSED, advance, release
+from simulator.engine.kernel import MARKED, PAUSED, advance, release
 from simulator.engine.laws import check_memory
-from simulator.engine.layout import Engine, Memory, Records, clear_memory, make_memory
+from simulator.engine.layout import (
+    Counts,
+    Engine,
+    Memory,
+    Records,
+    clear_memory,
+    counts,
+    make_memory,
+)
 from simulator.fleet.pools import Pool
 from simulator.fleet.scenario import Scenario
 
@@ -97,6 +105,8 @@ class Replica:
         self._tables = (*tables.arguments, workspace)
         self._steps = bound(advance, self.memory, *self._tables, 0.0)
         self._state = self.memory.state[0]
+        self._marks_at: list[float] = []
+        self._marks: list[Counts] = []
         self._on_steps = on_steps
         self._on_pause = on_pause
         self._check = check
@@ -208,11 +218,31 @@ class Replica:
         """Run the steps that start before ``until_s``."""
         if self.held == 0 or self.now_s >= until_s:
             return
-        while self._steps(self.memory, *self._tables, until_s) == PAUSED:
-            self.flush()
-            self._on_pause()
+        while (why := self._steps(self.memory, *self._tables, until_s)) >= PAUSED:
+            if why == MARKED:
+                self._mark()
+            else:
+                self.flush()
+                self._on_pause()
         if self._check:
             check_memory(self.memory, self.engine)
+
+    def mark_at(self, first: float, second: float) -> None:
+        """Keep the counters as they are when so many requests are sent; open loop: at these times.
+
+        To be called before anything is sent.
+        """
+        self._marks_at = [first, second]
+        self._state["mark_at"] = first
+
+    def _mark(self) -> None:
+        self._marks.append(counts(self.memory))
+        self._state["mark_at"] = [*self._marks_at, np.inf][len(self._marks)]
+
+    def marks(self) -> tuple[Counts, Counts]:
+        """The counters at both places; as they are now where one was not reached."""
+        first, second, *_ = [*self._marks, counts(self.memory), counts(self.memory)]
+        return first, second
 
     def flush(self) -> None:
         """Hand on the step records that are in the buffer."""

@@ -18,8 +18,9 @@ from sglang_dspark.core.planner import compile_policy
 from sglang_dspark.core.policy import PolicyFile
 from simulator.acceptance.load import AcceptanceProfile
 from simulator.engine.config import EngineConfig
-from simulator.engine.layout import REJECTED, REQUEST, Engine, Memory, Records
+from simulator.engine.layout import REJECTED, REQUEST, Counts, Engine, Memory, Records
 from simulator.fleet.config import FleetConfig
+from simulator.fleet.judged import MOST_WARM_UP, WARM_UP, steady_requests
 from simulator.fleet.pools import Pool, make_pools
 from simulator.slo import PRESETS, Slo
 from traces import Trace
@@ -58,6 +59,11 @@ class Scenario:
     """Arrivals come this many times as fast as in the trace."""
     concurrency: int | None = None
     """Closed loop: this many clients, each sending its next request when one ends."""
+    warm_up: float = WARM_UP
+    """Open loop: share of its time that is left out of the figures at each end."""
+    judged: tuple[int, int] | None = None
+    """(first, end) places in the trace of the requests that are judged; None: by the rule of
+    ``simulator.fleet.judged``."""
     seed: int = 0
     """Of acceptance and confidences; the same seed gives policies common random numbers."""
     step_capacity: int = 0
@@ -76,6 +82,11 @@ class Scenario:
             )
         if self.concurrency is not None and self.concurrency < 1:
             raise ValueError(f"concurrency {self.concurrency} must be at least 1")
+        if not 0 <= self.warm_up <= MOST_WARM_UP:
+            raise ValueError(
+                f"warm-up {self.warm_up:g} must be a share from 0 to {MOST_WARM_UP} of the trace's "
+                "time, left out at each end"
+            )
         self._check_fleet()
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed {self.seed} must be between 0 and 2^63 - 1")
@@ -107,6 +118,14 @@ class Scenario:
             engine=self.engine,
             pool_models=self.pool_models,
         )
+
+    @functools.cached_property
+    def judged_requests(self) -> slice:
+        """Places in the trace of the requests that are judged."""
+        if self.judged is not None:
+            return slice(*self.judged)
+        arrival_s = self.trace.arrival_s
+        return steady_requests(arrival_s, concurrency=self.concurrency, warm_up=self.warm_up)
 
     @property
     def kv_pool_tokens(self) -> int:
@@ -167,6 +186,9 @@ class Outcome:
     """[N] REQUEST, in trace order."""
     memories: tuple[Memory, ...]
     """One per replica."""
+    marks: tuple[tuple[Counts, Counts], ...]
+    """Per replica, what it had counted when the first judged request was about to be sent, and the
+    first after them."""
     spans: tuple[tuple[tuple[float, float], ...], ...]
     """Per replica, (from, to) in seconds: when it was paid for; infinite where it never ended."""
     interrupted: bool

@@ -12,11 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
-from sglang_dspark.core.policy import POLICIES, parse_policy, policy_forms, policy_label
+from sglang_dspark.core.policy import (
+    DEFAULT_POLICY,
+    POLICIES,
+    parse_policy,
+    policy_forms,
+    policy_label,
+)
 from sglang_dspark.files import read_record
 from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance, shipped_profiles
 from simulator.engine.config import EngineConfig
 from simulator.fleet.config import FleetConfig
+from simulator.fleet.judged import WARM_UP
 from simulator.fleet.scenario import Scenario
 from simulator.slo import PRESETS, bounds_s, parse_slo
 from simulator.study.study import Run
@@ -33,6 +40,9 @@ class RunConfig:
     """Shipped name or file of the request trace."""
     policies: tuple[str, ...] = field(default_factory=lambda: tuple(POLICIES))
     """Policy names with an optional parameter, or policy files."""
+    current: str | None = None
+    """What runs today, which the others are compared with; None: the server's own default where it
+    is among the policies, else the first."""
     cost_model: str = DEFAULT_COST_MODEL
     """Shipped name or file."""
     acceptance: str = DEFAULT_PROFILE
@@ -41,6 +51,8 @@ class RunConfig:
     """Replicas behind one router."""
     rate: float = 1.0
     """Factor on the arrival rate."""
+    warm_up: float = WARM_UP
+    """Open loop: share of its time that is left out of the figures at each end."""
     concurrency: tuple[int, ...] = ()
     """Closed loop with so many clients; several make a sweep; none replays the arrivals."""
     slo: str = "standard"
@@ -67,6 +79,25 @@ class RunConfig:
                 f"rate {self.rate:g} with concurrency {self.concurrency[0]}: the clients of a "
                 "closed loop send when they are answered; drop one of the two"
             )
+        if self.concurrency and self.warm_up != WARM_UP:
+            raise ValueError(
+                f"warm-up {self.warm_up:g} with concurrency {self.concurrency[0]}: a closed "
+                "loop is judged while all its clients wait for answers; drop one of the two"
+            )
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The policies, with the current one first where it is not among them."""
+        if self.current is None or label_of(self.current) in map(label_of, self.policies):
+            return self.policies
+        return (self.current, *self.policies)
+
+    @property
+    def baseline(self) -> str:
+        """The label of what the others are compared with."""
+        labels = [label_of(text) for text in self.compared]
+        wanted = label_of(self.current or DEFAULT_POLICY)
+        return wanted if wanted in labels else labels[0]
 
 
 def load_run_config(path: str | Path) -> RunConfig:
@@ -102,7 +133,7 @@ class Study:
 
 def load_study(config: RunConfig) -> Study:
     """Load and check everything before the first simulated step."""
-    policies = [(label_of(text), parse_policy(text)) for text in config.policies]
+    policies = [(label_of(text), parse_policy(text)) for text in config.compared]
     labels = [label for label, _ in policies]
     for label in labels:
         if labels.count(label) > 1:
@@ -128,6 +159,7 @@ def load_study(config: RunConfig) -> Study:
                 pool_models=pool_models,
                 slo=slo,
                 rate_factor=config.rate,
+                warm_up=config.warm_up,
                 concurrency=concurrency,
                 seed=config.seed,
             ),
@@ -158,6 +190,10 @@ def flag_help(name: str) -> str:
         "slo": f"bounds on latency: {', '.join(PRESETS)}, or two numbers like 500:30 "
         f"(default: {RunConfig.slo})",
         "replicas": f"replicas behind one router (default: {RunConfig.replicas})",
+        "current": "what runs today, which the others are compared with (default: "
+        f"{DEFAULT_POLICY}, the server's own default)",
+        "warm_up": "share of the trace's time left out of the figures at each end, while the "
+        f"server fills and empties (default: {WARM_UP:g})",
         "rate": f"arrivals X times as fast (default: {RunConfig.rate:g})",
         "seed": f"of acceptance and confidences (default: {RunConfig.seed})",
         "jobs": "worker processes, by default one for each core",

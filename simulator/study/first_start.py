@@ -25,12 +25,20 @@ from simulator.fleet.scenario import Scenario
 EXPECTED_S = 25
 """Seconds that a quiet core takes to compile all; see benchmarks/results/first_start.json."""
 
+_COMPILING = "compiling the engine, once"
 _LOOK_EVERY_S = 0.1
 
 
-def waiting(seconds: float) -> str:
-    """What a command shows ``seconds`` into the wait."""
-    return f"compiling the engine, once: {seconds:.0f} s of about {EXPECTED_S} s"
+def shown_on(bar: Any) -> Callable[[float], None]:
+    """What a command gives for ``on_wait`` to show the wait on its ``tqdm``."""
+
+    def on_wait(seconds: float) -> None:
+        begins = not str(bar.desc).startswith(_COMPILING)  # said at once, in a file too
+        text = f"{_COMPILING}: {seconds:.0f} s of about {EXPECTED_S} s"
+        bar.set_description_str(text, refresh=begins)
+        bar.update(0)
+
+    return on_wait
 
 
 def warm_up(scenario: Scenario, on_wait: Callable[[float], None] = lambda seconds: None) -> None:

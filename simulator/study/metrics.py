@@ -1,7 +1,8 @@
 """From a finished simulation to numbers: the formulas of ``docs/metrics.md``, nothing else.
 
 Latencies are over completed and truncated requests; attainment is over all requests sent, so that
-a rejected, shed or unfinished one counts against it. Knows no files.
+a rejected, shed or unfinished one counts against it. Knows no files, and not which requests are
+judged.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from simulator.engine.latency import itl_percentile_s
 from simulator.engine.layout import COMPLETED, REJECTED, SHED, TRUNCATED, Records
 from simulator.fleet.scenario import Outcome
 from simulator.slo import Slo, bounds_s
+from simulator.study.part import Part, steady_part, whole_run
 
 Floats = npt.NDArray[np.float64]
-PERCENTILES = (50, 90, 99)
+PERCENTILES = {50: 1, 90: 10, 99: 100}
+"""The percentiles, and how many values each asks for: one beyond it, but for the median."""
 _BATCHES = 20
 
 
@@ -45,10 +48,10 @@ def request_times(requests: Records) -> dict[str, Floats]:
 
 def _percentiles_ms(values_s: Floats) -> dict[str, float | None]:
     known = values_s[~np.isnan(values_s)]
-    if known.size == 0:
-        return {f"p{p}": None for p in PERCENTILES}
-    values = np.percentile(known, PERCENTILES) * 1e3
-    return {f"p{p}": round(float(v), 4) for p, v in zip(PERCENTILES, values, strict=True)}
+    return {
+        f"p{p}": round(float(np.percentile(known, p)) * 1e3, 4) if known.size >= least else None
+        for p, least in PERCENTILES.items()
+    }
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:
@@ -64,27 +67,17 @@ def met_slo(outcome: Outcome, slo: Slo) -> npt.NDArray[np.bool_]:
 
 
 def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
-    """The row of one policy in ``summary.json``; ``None`` where a figure has no data."""
+    """The row of one policy in ``summary.json``; ``None`` where a figure has no data.
+
+    The figures are those of the steady state, all ``None`` where there is none; ``whole_run`` has
+    the same with ramp-up and drain. What became of the requests is counted over the whole run.
+    """
     requests = outcome.requests
-    state = np.concatenate([memory.state for memory in outcome.memories])
-    times = request_times(requests)
     finished = is_finished(requests)
     truncated = requests["status"] == TRUNCATED
-    met = met_slo(outcome, slo)
     refused = np.isin(requests["status"], (REJECTED, SHED))
-    sent = refused | (requests["arrival_s"] <= np.nanmax(state["now_s"]))
-    start_s = float(np.nanmin(requests["arrival_s"]))
-    end_s = float(state["now_s"].max())
-    duration_s = end_s - start_s
-    replica_s = _replica_seconds(outcome, start_s, end_s)
-    itl = np.sum([memory.itl_counts for memory in outcome.memories], axis=0)
-    lengths = np.sum([memory.length_counts for memory in outcome.memories], axis=0)
-    request_steps = int(state["request_steps"].sum())
-    accepted = int(requests["accepted"].sum())
-    verified = int(requests["verified"].sum())
-    user_speed = np.nanmedian(1.0 / times["tpot"]) if (~np.isnan(times["tpot"])).any() else math.nan
-    prompt = int(state["prefill_tokens"].sum() + state["cached_tokens"].sum())
-    in_system_s = np.where(finished, times["e2e"], 0.0).sum()
+    whole, steady = whole_run(outcome), steady_part(outcome)
+    figures = _figures(outcome, whole, slo)
     return {
         "requests": int(requests.size),
         "completed": int((finished & ~truncated).sum()),
@@ -92,41 +85,66 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "rejected": int((requests["status"] == REJECTED).sum()),
         "shed": int((requests["status"] == SHED).sum()),
         "unfinished": int((~finished & ~refused).sum()),
+        "retried": int((requests["retries"] > 0).sum()),
+        "replicas_most": _most_at_once(outcome),
+        **(_figures(outcome, steady, slo) if steady else dict.fromkeys(figures)),
+        "whole_run": figures,
+    }
+
+
+def _figures(outcome: Outcome, part: Part, slo: Slo) -> dict[str, Any]:
+    """Of the part's time and of the requests that are judged in it."""
+    requests = outcome.requests[part.judged]
+    times = request_times(requests)
+    met = met_slo(outcome, slo)[part.judged]
+    refused = np.isin(requests["status"], (REJECTED, SHED))
+    sent = refused | (requests["arrival_s"] <= part.now_s)
+    finished = is_finished(requests)
+    duration_s = part.duration_s
+    replica_s = _replica_seconds(outcome, part)
+    request_steps = part.counted("request_steps")
+    undrafted = part.counted("undrafted") + request_steps - int(part.lengths[0].sum())
+    prompt = part.counted("prefill_tokens") + part.counted("cached_tokens")
+    speeds = 1.0 / times["tpot"][~np.isnan(times["tpot"])]
+    return {
+        "judged": int(requests.size),
+        "from_s": round(float(part.start_s.mean()), 6),
         "duration_s": round(duration_s, 6),
-        "output_tok_s": _ratio(float(requests["generated"].sum()), duration_s),
-        "tok_s_user_p50": None if math.isnan(user_speed) else round(float(user_speed), 4),
+        "output_tok_s": _ratio(part.counted("committed_tokens"), duration_s),
+        "tok_s_user_p50": round(float(np.median(speeds)), 4) if speeds.size else None,
         "ttft_ms": _percentiles_ms(times["ttft"]),
         "tpot_ms": _percentiles_ms(times["tpot"]),
-        "itl_ms": _itl_ms(itl),
+        "itl_ms": _itl_ms(part.itl),
         "e2e_ms": _percentiles_ms(times["e2e"]),
         "slo_attainment": _ratio(float(met.sum()), float(sent.sum())),
         "slo_goodput_req_s": _ratio(float(met.sum()), duration_s),
-        "drafted_share": _ratio(
-            float(lengths[0].sum() - requests["undrafted"].sum()), float(request_steps)
+        "drafted_share": _ratio(request_steps - undrafted, request_steps),
+        "accept_len_mean": _ratio(request_steps + part.counted("accepted_tokens"), request_steps),
+        "verify_tokens_per_request_step": _ratio(
+            part.counted("verified_tokens") + request_steps, request_steps
         ),
-        "accept_len_mean": _ratio(float(request_steps + accepted), float(request_steps)),
-        "verify_tokens_per_request_step": _ratio(float(verified + request_steps), request_steps),
-        "verified_by_length": lengths[0].tolist(),
-        "accepted_by_length": lengths[1].tolist(),
-        "steps": int(state["steps"].sum()),
-        "utilisation": _ratio(float(state["busy_s"].sum()), float(replica_s.sum())),
-        "requests_in_system_mean": _ratio(float(in_system_s), duration_s),
-        "prefix_hit_share": _ratio(float(state["cached_tokens"].sum()), float(prompt)),
-        "retractions": int(state["retractions"].sum()),
-        "retried": int((requests["retries"] > 0).sum()),
+        "verified_by_length": part.lengths[0].tolist(),
+        "accepted_by_length": part.lengths[1].tolist(),
+        "steps": part.counted("steps"),
+        "utilisation": _ratio(part.busy_s, float(replica_s.sum())),
+        "requests_in_system_mean": _ratio(
+            float(np.where(finished, times["e2e"], 0.0).sum()), duration_s
+        ),
+        "prefix_hit_share": _ratio(part.counted("cached_tokens"), prompt),
+        "retractions": part.counted("retractions"),
         "transfer_ms": _percentiles_ms(np.where(finished, requests["transfer_s"], np.nan)),
         "replicas_mean": _ratio(float(replica_s.sum()), duration_s),
-        "replicas_most": _most_at_once(outcome),
         "gpu_hours": round(float((replica_s * _gpus(outcome)).sum()) / 3600, 6),
     }
 
 
-def _replica_seconds(outcome: Outcome, start_s: float, end_s: float) -> Floats:
-    """[replicas] seconds between start and end in which each was paid for."""
+def _replica_seconds(outcome: Outcome, part: Part) -> Floats:
+    """[replicas] seconds of the part in which each was paid for."""
+    bounds = zip(outcome.spans, part.start_s, part.end_s, strict=True)
     return np.array(
         [
             sum(max(0.0, min(to, end_s) - max(since, start_s)) for since, to in spans)
-            for spans in outcome.spans
+            for spans, start_s, end_s in bounds
         ]
     )
 
@@ -145,9 +163,11 @@ def _gpus(outcome: Outcome) -> Floats:
 
 
 def _itl_ms(counts: npt.NDArray[np.int64]) -> dict[str, float | None]:
-    if counts.sum() == 0:
-        return {f"p{p}": None for p in PERCENTILES}
-    return {f"p{p}": round(itl_percentile_s(counts, p) * 1e3, 4) for p in PERCENTILES}
+    total = int(counts.sum())
+    return {
+        f"p{p}": round(itl_percentile_s(counts, p) * 1e3, 4) if total >= least else None
+        for p, least in PERCENTILES.items()
+    }
 
 
 def batch_interval(values: Floats) -> tuple[float, float, float] | None:

@@ -19,12 +19,16 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Row], float | None], str, int], ...] =
     ("TPOT ms", "p99", lambda r: r["tpot_ms"]["p99"], ".2f", -1),
     ("ITL ms", "p99", lambda r: r["itl_ms"]["p99"], ".1f", -1),
     ("in SLO", "%", lambda r: _percent(r["slo_attainment"]), ".1f", 1),
-    ("goodput", "req/s", lambda r: r["slo_goodput_req_s"], ".3f", 1),
+    ("in SLO", "req/s", lambda r: r["slo_goodput_req_s"], ".3f", 1),
     ("tok/step", "accepted", lambda r: r["accept_len_mean"], ".2f", 0),
     ("tok/step", "verified", lambda r: r["verify_tokens_per_request_step"], ".2f", 0),
     ("load", "%", lambda r: _percent(r["load"]), ".0f", 0),
 )
 """(heading, sub-heading, value, format, +1 larger is better / -1 smaller is better / 0 neither)."""
+
+
+_MOST_STARS = 2
+"""Where more share the best value, it tells nobody apart."""
 
 
 def _percent(share: float | None) -> float | None:
@@ -42,7 +46,9 @@ def _cells(rows: Sequence[Row], partial: Sequence[bool]) -> list[list[str]]:
         best = format(max(known) if better > 0 else min(known), form) if known and better else None
         distinct = len({format(v, form) for v in known}) > 1
         for cell, text, value in zip(cells, texts, whole, strict=True):
-            star = distinct and value is not None and text == best
+            star = (
+                distinct and value is not None and text == best and texts.count(text) <= _MOST_STARS
+            )
             cell.append(f"{text}*" if star else f"{text} ")
     return cells
 
@@ -80,40 +86,53 @@ def format_table(rows: Sequence[Row], *, interrupted: bool = False) -> str:
     return "\n".join(lines)
 
 
-def format_verdicts(summary: dict[str, Any]) -> str:
-    """Saturation, requests not served, and how sure the differences are, in sentences."""
-    lines = []
-    for row in summary["policies"]:
-        if row["load"] is not None:
-            margin = 1.0 - row["load"]
-            verdict = (
-                f"SATURATED: {-margin:.0%} more than it can finish; latencies grow with the trace"
-                if row["saturated"]
-                else f"{margin:.0%} below saturation"
-            )
-            lines.append(
-                f"{row['policy']}: {row['offered_req_s']:.2f} of {row['capacity_req_s']:.2f} "
-                f"req/s, {verdict}"
-            )
-    first = summary["policies"][0]
-    for status in ("rejected", "truncated", "shed", "unfinished", "retried"):
-        worst = max(summary["policies"], key=lambda row: row[status])
+def format_notes(summary: dict[str, Any]) -> str:
+    """Saturation, what was judged, and requests that were not served, in sentences."""
+    rows = summary["policies"]
+    lines = [_saturation(row) for row in rows if row["load"] is not None]
+    first = rows[0]
+    for status, reason in _REASONS.items():
+        worst = max(rows, key=lambda row: row[status])
         if worst[status]:
             lines.append(
-                f"{worst[status]} of {first['requests']} requests {_REASONS[status]} "
+                f"{worst[status]} of {first['requests']} requests {reason} "
                 f"(policy {worst['policy']})"
             )
-    sweep = len({row["concurrency"] for row in summary["policies"]}) > 1
-    if sweep:
-        lines.append("Paired differences with confidence intervals at each load: summary.json")
-    for entry in [] if sweep else summary["differences"]:
-        tpot, e2e = entry["tpot_ms"], entry["e2e_ms"]
-        if tpot is not None and e2e is not None:
-            lines.append(
-                f"{entry['policy']} - {entry['versus']}: TPOT {_interval(tpot)} ms, "
-                f"e2e {_interval(e2e)} ms (95 %, paired)"
-            )
+    for load in dict.fromkeys(row["concurrency"] for row in rows):
+        here = [row for row in rows if row["concurrency"] == load]
+        lines.append(_judged(load, here))
     return "\n".join(lines)
+
+
+def _saturation(row: Row) -> str:
+    margin = 1.0 - row["load"]
+    verdict = (
+        f"SATURATED: {-margin:.0%} more than it can finish; latencies grow with the trace"
+        if row["saturated"]
+        else f"{margin:.0%} below saturation"
+    )
+    return (
+        f"{row['policy']}: {row['offered_req_s']:.2f} of {row['capacity_req_s']:.2f} "
+        f"req/s, {verdict}"
+    )
+
+
+def _judged(load: int | None, rows: Sequence[Row]) -> str:
+    """Which requests the figures are of; or why there are none."""
+    total = rows[0]["requests"]
+    judged = max(row["judged"] or 0 for row in rows)
+    where = "" if load is None else f"concurrency {load}: "
+    if judged:
+        return f"{where}{judged} of {total} requests judged, in steady state"
+    if load is None:
+        return (
+            "no steady state: the trace's arrivals take no time between warm-up and cool-down; "
+            "the whole run's figures are in summary.json"
+        )
+    return (
+        f"{where}no steady state: {load} clients take at least {3 * load} requests, the trace has "
+        f"{total}; the whole run's figures are in summary.json"
+    )
 
 
 _REASONS = {
@@ -123,8 +142,3 @@ _REASONS = {
     "unfinished": "not finished: the run was interrupted, or replicas failed too often",
     "retried": "sent again because their replica failed",
 }
-
-
-def _interval(found: dict[str, float]) -> str:
-    text = f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
-    return text if found["low"] > 0 or found["high"] < 0 else f"{text} (no difference shown)"

@@ -46,13 +46,19 @@ def _names(codes: Any, names: Sequence[str]) -> pa.Array:
 
 
 def requests_table(outcome: Outcome, label: dict[str, Any]) -> pa.Table:
-    """One row per request, in trace order; times in seconds since the first arrival."""
+    """One row per request, in trace order; times in seconds since the first arrival.
+
+    Figures of the steady state are over those that are ``judged``.
+    """
     rows = outcome.requests
     trace = outcome.scenario.trace
     columns = _labels(label, rows.size) | {"request_id": pa.array(trace.request_id)}
     domains = [*trace.domain_names, ""]
     codes = np.where(trace.domain < 0, len(trace.domain_names), trace.domain)
     columns["domain"] = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(domains))
+    judged = np.zeros(rows.size, np.bool_)
+    judged[outcome.scenario.judged_requests] = True
+    columns["judged"] = pa.array(judged)
     columns["status"] = _names(rows["status"], STATUS_NAMES)
     return pa.table(columns | {name: pa.array(rows[name]) for name in _REQUEST_COLUMNS})
 

@@ -22,7 +22,8 @@ from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Outcome, Scenario
 from simulator.slo import Slo
 from simulator.study.first_start import warm_up
-from simulator.study.metrics import is_finished, measure
+from simulator.study.metrics import measure
+from simulator.study.part import steady_part
 from simulator.study.results import Batches, ResultFolder, requests_table, steps_table
 from simulator.sweep.sweep import advance, heed, sweep
 
@@ -58,7 +59,7 @@ class RunResult:
     row: dict[str, Any]
     """Its entry in ``summary.json``."""
     requests: Records
-    """[N] REQUEST, for comparisons between runs."""
+    """[judged] REQUEST, for comparisons between runs."""
     cpu_s: float
     """CPU seconds of the replay. Not part of the row, which is the same for the same inputs."""
     interrupted: bool
@@ -70,7 +71,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     """Requests per second that the fleet finishes when it never runs out of work.
 
     Replays the trace closed-loop at the batch limit (a quarter of the trace where that is less)
-    and counts completions between the first and the last batch's worth. None below 100 requests.
+    and counts what finishes in its steady state. None below 100 requests.
     """
     clients = min(
         scenario.engine.max_running_requests * scenario.replicas, len(scenario.trace) // 4
@@ -81,10 +82,8 @@ def saturated_rate(scenario: Scenario) -> float | None:
     outcome = simulate(full, on_progress=heed)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    finish_s = np.sort(outcome.requests["finish_s"][is_finished(outcome.requests)])
-    if finish_s.size < 3 * clients:
-        return None
-    return float((finish_s.size - 2 * clients) / (finish_s[-clients] - finish_s[clients]))
+    part = steady_part(outcome)
+    return part.counted("done") / part.duration_s if part else None
 
 
 _NO_LOAD: dict[str, Any] = dict.fromkeys(("offered_req_s", "capacity_req_s", "load", "saturated"))
@@ -161,7 +160,7 @@ def _perform(task: _Task) -> RunResult:
     return RunResult(
         number=number,
         row=row,
-        requests=outcome.requests,
+        requests=outcome.requests[outcome.scenario.judged_requests],
         cpu_s=cpu_s,
         interrupted=interrupted,
         extents=_extents(outcome),

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from simulator.engine.layout import REJECTED, Records
 from simulator.fleet.scenario import Outcome
-from simulator.slo import Slo, bounds_s
-from simulator.study.metrics import is_finished, request_times
+from simulator.slo import Slo
+from simulator.study.metrics import met_slo, request_times
+from simulator.study.part import judged_part
 from traces import Trace
 
 Floats = npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ class Judged:
     """Seconds from the window's first arrival to its end."""
     throughput: float
     """Output tokens per second."""
-    goodput: float
+    in_slo: float
     """Requests per second, by arrival, that met their objective."""
     speed: float
     """Median tokens per second of a user; 0 where no request has two tokens."""
@@ -94,46 +94,22 @@ class Judged:
     """Of one decode step."""
 
 
-def _emitted(requests: Records, start_s: float, end_s: float) -> float:
-    """Output tokens within (start, end]: each request's first, the rest evenly up to its finish."""
-    rows = requests[is_finished(requests)]
-    first_s, finish_s = rows["first_token_s"], rows["finish_s"]
-    first = ((first_s > start_s) & (first_s <= end_s)).sum()
-    overlap_s = np.minimum(finish_s, end_s) - np.maximum(first_s, start_s)
-    span_s = np.where(finish_s > first_s, finish_s - first_s, 1.0)
-    rest = (rows["generated"] - 1) * np.clip(overlap_s, 0.0, None) / span_s
-    return float(first + rest.sum())
-
-
-def judge_window(outcome: Outcome, window: Window, slo: Slo) -> Judged:
-    """The figures of the window's requests, and of the time from its first arrival to its end.
-
-    In a closed loop a request arrives when its client sends it, and all clients are at work until
-    the tail is through.
-    """
-    requests = outcome.requests
-    judged = slice(window.first, window.end)
-    sent_s = np.where(requests["status"] == REJECTED, np.nan, requests["arrival_s"])
-    start_s = float(np.nanmin(sent_s[judged]))
-    later_s = sent_s[window.end :]
-    end_s = float(np.nanmin(later_s) if later_s.size else np.nanmax(sent_s))
-    length_s = max(end_s - start_s, 1e-9)
-    times = request_times(requests)
-    ttft_s, tpot_s = bounds_s(outcome.scenario.trace, slo)
-    met = is_finished(requests) & (times["ttft"] <= ttft_s)
-    met &= np.isnan(times["tpot"]) | (times["tpot"] <= tpot_s)
-    tpot = times["tpot"][judged]
+def judge_window(outcome: Outcome, slo: Slo) -> Judged:
+    """The figures of the requests that the outcome judges, and of the time they were sent in."""
+    part = judged_part(outcome)
+    length_s = max(part.duration_s, 1e-9)
+    met = met_slo(outcome, slo)[part.judged]
+    tpot = request_times(outcome.requests[part.judged])["tpot"]
     tpot = tpot[~np.isnan(tpot)]
-    state = np.concatenate([memory.state for memory in outcome.memories])
     return Judged(
         length_s=length_s,
-        throughput=_emitted(requests, start_s, end_s) / length_s,
-        goodput=float(met[judged].sum()) / length_s,
+        throughput=part.counted("committed_tokens") / length_s,
+        in_slo=float(met.sum()) / length_s,
         speed=float(np.median(1.0 / tpot)) if tpot.size else 0.0,
-        attainment=float(met[judged].mean()),
-        fewest_tokens=int(state["least_tokens"].min()),
-        most_tokens=int(state["most_tokens"].max()),
-        most_requests=int(state["most_requests"].max()),
+        attainment=float(met.mean()),
+        fewest_tokens=int(part.after["least_tokens"].min()),
+        most_tokens=int(part.after["most_tokens"].max()),
+        most_requests=int(part.after["most_requests"].max()),
     )
 
 
@@ -154,7 +130,7 @@ class Gain:
 Figures = Mapping[str, Floats]
 """[L, W] of each figure of ``Judged`` at L loads in W windows."""
 
-_RATES = ("throughput", "goodput")
+_RATES = ("throughput", "in_slo")
 
 
 def _amounts(figures: Figures, name: str) -> tuple[Floats, Floats]:

@@ -80,10 +80,12 @@ class Setting:
                 seed=base.seed,
             )
         # Draws are addressed by a request's place in its window: windows must not share a seed.
+        window = self.windows[trial.window]
         place = base.seed * len(self.windows) + trial.window
         changed = replace(
             base,
-            trace=self.windows[trial.window].trace,
+            trace=window.trace,
+            judged=(window.first, window.end),
             policy=replace(trial.policy, note=""),
             rate_factor=trial.load.rate,
             concurrency=trial.load.concurrency,
@@ -104,7 +106,7 @@ def run_trial(setting: Setting, trial: Trial) -> Judged:
     outcome = simulate(setting.scenario(trial), on_progress=progress)
     if outcome.interrupted:
         raise KeyboardInterrupt
-    return judge_window(outcome, setting.windows[trial.window], setting.slo)
+    return judge_window(outcome, setting.slo)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -172,10 +174,10 @@ class Bench:
         shape = (len(policies), len(loads), len(windows), len(draws))
         columns = {
             name: np.array([getattr(row, name) for row in rows]).reshape(shape)
-            for name in ("length_s", "throughput", "goodput", "speed", "attainment")
+            for name in ("length_s", "throughput", "in_slo", "speed", "attainment")
         }
         weight = columns["length_s"] / columns["length_s"].mean(axis=3, keepdims=True)
-        for name in ("throughput", "goodput"):
+        for name in ("throughput", "in_slo"):
             columns[name] = columns[name] * weight
         tables = {name: column.mean(axis=3) for name, column in columns.items()}
         return [{name: table[i] for name, table in tables.items()} for i in range(len(policies))]

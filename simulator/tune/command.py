@@ -18,15 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from sglang_dspark.cli import Parser, run_command
+from sglang_dspark.cli import Parser, progress_bar, run_command
 from sglang_dspark.core.compiled import base_folder
-from sglang_dspark.core.policy import POLICIES, parse_policy, save_policy
+from sglang_dspark.core.policy import DEFAULT_POLICY, POLICIES, parse_policy, save_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.run import numbers
 from simulator.study.config import flag_help
-from simulator.study.first_start import waiting, warm_up
+from simulator.study.first_start import shown_on, warm_up
 from simulator.study.windows import split
 from simulator.sweep.ray_pool import connected
 from simulator.tune.bench import Bench
@@ -51,8 +49,8 @@ def _parser() -> Parser:
     parser.add_argument("trace", nargs="?", metavar="TRACE", help=flag_help("trace"))
     parser.add_argument("--slo", metavar="NAME|TTFT_MS:TPOT_MS", help=flag_help("slo"))
     parser.add_argument(
-        "--objective", choices=OBJECTIVES, default="goodput",
-        help="throughput: output tok/s; goodput: requests in SLO per second; speed: tok/s of the "
+        "--objective", choices=OBJECTIVES, default="in_slo",
+        help="throughput: output tok/s; in_slo: requests in SLO per second; speed: tok/s of the "
         "median user; the first and the last without losing SLO attainment",
     )  # fmt: skip
     parser.add_argument(
@@ -60,7 +58,7 @@ def _parser() -> Parser:
         help=f"tune this one only; repeat for several: {', '.join(POLICIES)} (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--current", default="global", metavar="NAME[:PARAMETER]|FILE",
+        "--current", default=DEFAULT_POLICY, metavar="NAME[:PARAMETER]|FILE",
         help="what runs today; a file's calibration is the start of the tuned one",
     )  # fmt: skip
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
@@ -126,8 +124,8 @@ def _command(arguments: argparse.Namespace) -> int:
     task = load_task(arguments)
     out = make_folder(arguments.out or Path("results") / f"{task.whole.trace.name}-tune")
     journal = out / _JOURNAL
-    with tqdm(unit="run", desc="loading the engine", leave=False) as bar:
-        warm_up(task.whole, lambda seconds: bar.set_description_str(waiting(seconds)))
+    with progress_bar(unit="run", desc="loading the engine", leave=False) as bar:
+        warm_up(task.whole, shown_on(bar))
 
         def show(known: int) -> None:
             bar.update(known - bar.n)

@@ -22,7 +22,7 @@ LOW_LOADS = (1, 2, 4)
 """Clients of one replica."""
 _DRAWS = range(1, 4)  # the search has draw 0
 _FEW_DRAWS = range(1, 2)
-_FIGURES = ("throughput", "goodput", "attainment", "speed")
+_FIGURES = ("throughput", "in_slo", "attainment", "speed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Examination:
         for other, against in others:
             if against.high < 0:
                 reasons.append(f"{other} is better on held-out windows: {percent(against)}.")
-        if self.objective != "goodput" and self.attainment_lost > ATTAINMENT_SLACK:
+        if self.objective != "in_slo" and self.attainment_lost > ATTAINMENT_SLACK:
             reasons.append(
                 f"SLO attainment falls {self.attainment_lost:.1%} behind {name}'s, more than "
                 f"{ATTAINMENT_SLACK:.1%}."

@@ -10,7 +10,7 @@ from typing import Any
 
 _COLUMNS = (
     ("throughput", "output tok/s", ".0f", 1.0),
-    ("goodput", "in SLO req/s", ".3f", 1.0),
+    ("in_slo", "in SLO req/s", ".3f", 1.0),
     ("attainment", "in SLO %", ".1f", 100.0),
     ("speed", "user tok/s", ".1f", 1.0),
 )

@@ -18,7 +18,7 @@ from simulator.study.windows import Figures, overall, ratio
 from simulator.tune.bench import Bench, Load
 from simulator.tune.space import Family
 
-OBJECTIVES = ("throughput", "goodput", "speed")
+OBJECTIVES = ("throughput", "in_slo", "speed")
 ATTAINMENT_SLACK = 0.002
 """Share of requests by which a policy may fall behind the current one's SLO attainment."""
 _RUNGS = (4, 2, 1)  # a quarter of the search windows, half, all
@@ -43,9 +43,9 @@ class Score:
 
 
 def score(objective: str, ours: Figures, current: Figures) -> Score:
-    """How good ``ours`` are beside ``current``; goodput holds its constraint by itself."""
+    """How good ``ours`` are beside ``current``; ``in_slo`` holds its constraint by itself."""
     speed = ratio(ours, current, "speed")
-    if objective != "goodput":
+    if objective != "in_slo":
         lost = float((overall(current, "attainment") - overall(ours, "attainment")).max())
         if lost > ATTAINMENT_SLACK:
             return Score(False, -lost, speed)

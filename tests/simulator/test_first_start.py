@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from simulator.study.first_start import waiting
+from simulator.study.first_start import shown_on
 from tests.waiting import HUNG_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,4 +98,6 @@ def test_a_cache_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
 
 @pytest.mark.example
 def test_the_wait_is_shown_in_whole_seconds_of_those_expected() -> None:
-    assert waiting(12.3).startswith("compiling the engine, once: 12 s of about ")
+    bar = tqdm(total=1, disable=False, file=io.StringIO(), mininterval=0)
+    shown_on(bar)(12.3)
+    assert bar.desc.startswith("compiling the engine, once: 12 s of about ")

@@ -115,7 +115,7 @@ def test_a_policy_file_with_calibration_replays(trace: Path, tmp_path: Path) -> 
     assert main([str(trace), *flags, "--out", str(tmp_path / "o")]) == 0
     rows = json.loads((tmp_path / "o" / "summary.json").read_text())["policies"]
     assert [row["policy"] for row in rows] == ["tuned", "global"]
-    verified = [row["verify_tokens_per_request_step"] for row in rows]
+    verified = [row["whole_run"]["verify_tokens_per_request_step"] for row in rows]
     assert verified[0] < verified[1], "lower confidences must verify less"
 
 

@@ -189,7 +189,7 @@ def test_a_recorded_trace_replays_in_the_simulator(
     total = sum(record_.prompt_tokens for record_ in records)
     for policy in found["policies"]:
         assert policy["completed"] == 40
-        assert policy["prefix_hit_share"] == pytest.approx(39 * 128 / total, abs=1e-6)
+        assert policy["whole_run"]["prefix_hit_share"] == pytest.approx(39 * 128 / total, abs=1e-6)
 
 
 # --- SGLang's own record ---------------------------------------------------------------------

@@ -15,7 +15,6 @@ from simulator.study.metrics import measure
 from simulator.study.windows import (
     LEAD_PARTS,
     MOST_WINDOWS,
-    Window,
     cut_windows,
     gain,
     judge_window,
@@ -57,44 +56,42 @@ def test_a_trace_too_short_for_four_windows_says_so() -> None:
 
 @pytest.mark.law
 @pytest.mark.parametrize("clients", [None, 8])
-def test_a_window_over_everything_measures_what_a_replay_measures(clients: int | None) -> None:
-    requests = trace(120, rate=10)
-    outcome = simulate(scenario("global", requests, concurrency=clients))
+def test_a_window_measures_what_a_replay_measures(clients: int | None) -> None:
     slo = PRESETS["interactive"]
-    row = measure(outcome, slo)
-    found = judge_window(outcome, Window(trace=requests, first=0, end=120), slo)
+    judged = scenario("global", trace(120, rate=10), concurrency=clients, judged=(20, 100))
+    outcome = simulate(judged)
+    row, found = measure(outcome, slo), judge_window(outcome, slo)
+    assert row["judged"] == 80
     assert found.attainment == pytest.approx(row["slo_attainment"], abs=1e-6)
     assert found.speed == pytest.approx(row["tok_s_user_p50"], abs=1e-3)
-    last_s = float(outcome.requests["arrival_s"].max())
-    assert found.goodput == pytest.approx(row["slo_attainment"] * 120 / last_s, rel=1e-5)
-    # What drains after the last arrival is not counted, and nothing is counted twice.
-    before = outcome.requests["finish_s"] <= last_s
-    finished = outcome.requests["generated"][before].sum() / last_s
-    assert finished <= found.throughput <= outcome.requests["generated"].sum() / last_s
+    assert found.in_slo == pytest.approx(row["slo_goodput_req_s"], rel=1e-5)
+    assert found.throughput == pytest.approx(row["output_tok_s"], rel=1e-5)
 
 
 @pytest.mark.law
-def test_windows_of_one_replay_share_out_its_tokens() -> None:
+@pytest.mark.parametrize("clients", [None, 8])
+def test_windows_of_one_replay_share_out_its_tokens(clients: int | None) -> None:
     requests = trace(120, rate=10)
-    outcome = simulate(scenario("global", requests))
     slo = PRESETS["standard"]
-    sent_s = outcome.requests["arrival_s"]
-    total = 0.0
-    for first, end in ((0, 50), (50, 90)):
-        window = Window(trace=requests, first=first, end=end)
-        total += judge_window(outcome, window, slo).throughput * (sent_s[end] - sent_s[first])
-    whole = judge_window(outcome, Window(trace=requests, first=0, end=90), slo)
-    assert total == pytest.approx(whole.throughput * sent_s[90])
+
+    def tokens(first: int, end: int) -> tuple[float, float]:
+        judged = scenario("global", requests, concurrency=clients, judged=(first, end))
+        found = judge_window(simulate(judged), slo)
+        return found.throughput * found.length_s, found.length_s
+
+    parts = np.sum([tokens(*edges) for edges in ((10, 50), (50, 51), (51, 90))], axis=0)
+    assert parts == pytest.approx(tokens(10, 90))
+    assert tokens(0, 120)[0] <= requests.output_tokens.sum()
 
 
 def figures(rates: Any, lengths_s: Any) -> dict[str, Any]:
-    return {"goodput": np.atleast_2d(rates), "length_s": np.atleast_2d(lengths_s)}
+    return {"in_slo": np.atleast_2d(rates), "length_s": np.atleast_2d(lengths_s)}
 
 
 @pytest.mark.example
 def test_a_gain_by_hand() -> None:
     theirs = figures([10.0, 10.0, 10.0], [1.0, 1.0, 1.0])
-    found = gain(figures([11.0, 12.0, 13.0], [1.0, 1.0, 1.0]), theirs, "goodput")
+    found = gain(figures([11.0, 12.0, 13.0], [1.0, 1.0, 1.0]), theirs, "in_slo")
     # u = (-1, 0, 1) / 12; t(0.975, 2) = 4.30265; standard error (1 / 12) / sqrt(3).
     half = 4.30265 / 12 / 3**0.5
     assert found.mean == pytest.approx(0.2)
@@ -106,8 +103,8 @@ def test_a_gain_by_hand() -> None:
 @pytest.mark.example
 def test_a_rate_is_all_that_was_done_by_all_the_time_it_took() -> None:
     ours = figures([30.0, 1.0], [1.0, 9.0])
-    assert overall(ours, "goodput") == pytest.approx([39 / 10])
-    assert gain(ours, figures([13.0, 0.0], [1.0, 9.0]), "goodput").mean == pytest.approx(2.0)
+    assert overall(ours, "in_slo") == pytest.approx([39 / 10])
+    assert gain(ours, figures([13.0, 0.0], [1.0, 9.0]), "in_slo").mean == pytest.approx(2.0)
     same = {"speed": np.array([[30.0, 1.0]]), "length_s": ours["length_s"]}
     assert overall(same, "speed") == pytest.approx([15.5])
 
@@ -119,7 +116,7 @@ def test_the_same_factor_everywhere_is_that_gain_for_sure(
 ) -> None:
     base = np.array([rates, [1000 * r for r in rates]])
     lengths_s = 1 / base
-    found = gain(figures(base * factor, lengths_s), figures(base, lengths_s), "goodput")
+    found = gain(figures(base * factor, lengths_s), figures(base, lengths_s), "in_slo")
     for value in (found.mean, found.low, found.high):
         assert value == pytest.approx(factor - 1, abs=1e-9)
 
@@ -136,7 +133,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
             figures(traffic * f * (1 + 0.05 * rng.standard_normal((1, 16))), lengths_s)
             for f in (1.1, 1.0)
         )
-        found = gain(ours, theirs, "goodput")
+        found = gain(ours, theirs, "in_slo")
         held += found.low <= 0.1 <= found.high
     assert 0.92 * 400 <= held <= 0.98 * 400
 
@@ -144,6 +141,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 @pytest.mark.example
 def test_nothing_against_nothing_is_no_gain() -> None:
     nothing = figures([0.0, 0.0], [1.0, 1.0])
-    found = gain(nothing, nothing, "goodput")
+    found = gain(nothing, nothing, "in_slo")
     assert (found.low, found.mean, found.high) == (0, 0, 0)
     assert not found.proven

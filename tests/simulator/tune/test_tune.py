@@ -106,7 +106,7 @@ def search(
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("objective", ["throughput", "goodput", "speed"])
+@pytest.mark.parametrize("objective", ["throughput", "in_slo", "speed"])
 def test_the_find_is_at_least_as_good_as_the_current_policy_and_every_default(
     objective: str,
 ) -> None:
@@ -340,7 +340,7 @@ def test_the_policy_file_loads_and_says_where_it_came_from(
     ("more", "parts"),
     [
         (["--policy", "globl"], ["globl", "threshold", "early_stop"]),
-        (["--objective", "joy"], ["joy", "goodput"]),
+        (["--objective", "joy"], ["joy", "in_slo"]),
         (["--current", "absent.json"], ["absent.json"]),
         (["--slo", "fast"], ["fast", "interactive"]),
         (["--concurrency", "400"], ["too few", "fewer clients"]),

@@ -1,0 +1,187 @@
+"""What a comparison of policies comes to: gains over what runs today, and a sentence to act on.
+
+Owns the gain's law and the words. Everything is read from the rows of ``summary.json`` and from
+request records. Knows no files and simulates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.tables import decode_step_seconds
+from simulator.engine.layout import Records
+from simulator.study.metrics import batch_interval, is_finished
+
+Row = dict[str, Any]
+
+ALIKE = 0.01
+"""Gains up to here are no reason to change anything."""
+_MATTERS = 0.02
+_MOST_IN_FLIGHT = 1024
+
+MERITS = {
+    "output_tok_s": "output tokens/s",
+    "tok_s_user": "tokens/s of a user",
+    "capacity_req_s": "requests/s at saturation",
+}
+"""What policies are judged by: a closed loop's throughput, an open loop's speed while the server
+keeps up, and what it can finish where one does not."""
+
+
+def merit_of(rows: Sequence[Row]) -> str:
+    """The key of ``MERITS`` for the policies at one load."""
+    if rows[0]["concurrency"] is not None:
+        return "output_tok_s"
+    return "capacity_req_s" if any(row["saturated"] for row in rows) else "tok_s_user"
+
+
+def gain(ours: Row, theirs: Row, ours_r: Records, theirs_r: Records, merit: str) -> Row | None:
+    """Ours over theirs - 1 with a 95 % interval; None where a figure is missing.
+
+    By Little's law a closed loop's throughput is clients / mean latency, and a user's speed tokens
+    / decoding time: with d_r the paired difference of a request's seconds and T their mean under
+    theirs, the gain is T / (T + mean d) - 1, its interval that of mean d (``batch_interval``). In a
+    closed loop the mean is that of the throughputs themselves. ``low`` and ``high`` are None for
+    what can be finished at saturation, of which there is one figure a run.
+    """
+    if merit == "capacity_req_s":
+        if not (ours[merit] and theirs[merit]):
+            return None
+        return _rounded(merit, ours[merit] / theirs[merit] - 1.0, None, None)
+    both = is_finished(ours_r) & is_finished(theirs_r)
+    since = "arrival_s" if merit == "output_tok_s" else "first_token_s"
+    ours_s, theirs_s = (
+        np.where(both, rows["finish_s"] - rows[since], np.nan) for rows in (ours_r, theirs_r)
+    )
+    difference = batch_interval(ours_s - theirs_s)
+    total_s = float(np.nanmean(theirs_s)) if both.any() else 0.0
+    if difference is None or total_s <= 0 or total_s + difference[1] <= 0:
+        return None
+    mean, high, low = (total_s / (total_s + d) - 1.0 for d in difference)
+    if merit == "output_tok_s":
+        if not (ours[merit] and theirs[merit]):
+            return None
+        exact = ours[merit] / theirs[merit] - 1.0
+        mean, low, high = exact, low + exact - mean, high + exact - mean
+    return _rounded(merit, mean, low, high)
+
+
+def _rounded(merit: str, mean: float, low: float | None, high: float | None) -> Row:
+    return {
+        "of": merit,
+        "mean": round(mean, 6),
+        "low": None if low is None else round(low, 6),
+        "high": None if high is None else round(high, 6),
+    }
+
+
+def verdict(summary: Row, costs: CostModel) -> list[str]:
+    """What to do, a sentence for each answer that loads have, and where differences begin."""
+    rows, current = summary["policies"], summary["current"]
+    gains = {(d["policy"], d["concurrency"]): d["gain"] for d in summary["differences"]}
+    found: list[str] = []
+    answers: dict[str, list[tuple[int | None, str]]] = {}
+    for load in dict.fromkeys(row["concurrency"] for row in rows):
+        here = [row["policy"] for row in rows if row["concurrency"] == load]
+        answer, rest = _at_one_load(
+            {n: gains.get((n, load)) for n in here if n != current}, current
+        )
+        answers.setdefault(answer, []).append((load, rest))
+    for answer, places in answers.items():
+        load, rest = places[-1]
+        if rest and len(places) > 1:
+            rest = rest.replace("; ", f"; at {load} ", 1)
+        found.append(f"{_places([place for place, _ in places])}{answer}{rest}.")
+    drafting = [row for row in rows if row["drafted_share"]]
+    if not drafting:
+        return found
+    in_flight = max(row["requests_in_system_mean"] / summary["replicas"] for row in drafting)
+    fullest = max(drafting, key=lambda row: float(row["verify_tokens_per_request_step"]))
+    begins = budget_matters_from(fullest, costs)
+    if begins and in_flight < begins:
+        clients = ",".join(str(begins * 2**i) for i in range(3))
+        found.append(
+            f"How much is verified begins to matter at about {begins} requests in flight on a "
+            f"replica; here there were {in_flight:.0f}. Try --concurrency {clients}."
+        )
+    return found
+
+
+def budget_matters_from(row: Row, costs: CostModel) -> int | None:
+    """The fewest requests in flight at which verifying every draft token loses 2 % of throughput.
+
+    Against the best uniform length k, 0 without a drafter, of A(k) / (verify(n (k + 1)) + draft(n)
+    + host), A(k) the tokens a request commits in a round that verifies k, from the row's own counts
+    of verified and accepted lengths. None: not up to 1,024, or nothing was drafted.
+    """
+    verified, accepted = (np.array(row[f"{name}_by_length"]) for name in ("verified", "accepted"))
+    reached = verified[::-1].cumsum()[::-1]
+    survived = accepted[::-1].cumsum()[::-1]
+    gamma = len(verified) - 1
+    if gamma < 1 or reached[gamma] == 0:
+        return None
+    shares = survived[1:] / np.maximum(reached[1:], 1)
+    committed = 1.0 + np.concatenate([[0.0], np.cumsum(np.minimum.accumulate(shares))])
+    tables = costs.tables(_MOST_IN_FLIGHT * (gamma + 1), _MOST_IN_FLIGHT)
+    context = tables.context_reference_tokens
+    for n in sorted({math.ceil(2 ** (i / 4)) for i in range(41)}):
+        rates = [
+            committed[k] / decode_step_seconds(tables, n * (k + 1), n, n if k else 0, n * context)
+            for k in range(gamma + 1)
+        ]
+        if rates[gamma] < (1.0 - _MATTERS) * max(rates):
+            return n
+    return None
+
+
+def _places(loads: Sequence[int | None]) -> str:
+    if loads == [None]:
+        return ""
+    return f"At concurrency {', '.join(map(str, loads))}: "
+
+
+def _at_one_load(gains: Mapping[str, Row | None], current: str) -> tuple[str, str]:
+    """What to do at one load, and who is how far behind; ``gains`` over ``current`` by policy."""
+    known = {name: gain for name, gain in gains.items() if gain is not None}
+    if not gains:
+        return f"{current} ran alone, there is nothing to compare", ""
+    if not known:
+        return "too few requests to tell the policies apart", ""
+    merit = MERITS[next(iter(known.values()))["of"]]
+    better = {n: g for n, g in known.items() if g["mean"] > ALIKE and not _noise(g)}
+    worse = {n: g for n, g in known.items() if g["mean"] < -ALIKE and not _noise(g)}
+    behind = ", ".join(
+        f"{name} {gain['mean']:+.0%}"
+        for name, gain in sorted(worse.items(), key=lambda pair: -pair[1]["mean"])
+    )
+    rest = f"; behind it: {behind}" if worse else ""
+    if not better and not worse:
+        text = (
+            f"any policy will do: none differs from {current}, which runs today, by more than 1 %"
+        )
+        return f"{text} in {merit}", ""
+    if not better:
+        return f"keep {current}, which runs today: none here has more {merit}", rest
+    leader = max(better, key=lambda name: better[name]["mean"])
+    tied = [
+        n for n, g in better.items() if n != leader and better[leader]["mean"] - g["mean"] <= ALIKE
+    ]
+    text = f"{leader} has {_percent(better[leader])} {merit} over {current}, which runs today"
+    if tied:
+        text += f" ({', '.join(tied)} within 1 % of it)"
+    return text, rest.replace("behind it", f"behind {current}")
+
+
+def _noise(gain: Row) -> bool:
+    """Whether the interval holds no difference."""
+    return gain["low"] is not None and gain["low"] <= 0 <= gain["high"]
+
+
+def _percent(gain: Row) -> str:
+    text = f"{gain['mean']:+.1%}"
+    return text if gain["low"] is None else f"{text} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
