@@ -6,6 +6,7 @@ tells it how to name a request in an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,6 +180,40 @@ def build_trace(
         n_blocks=len(dense),
         block_tokens=(block_tokens or 0) if len(blocks) else 0,
     )
+
+
+def trace_requests(trace: Trace) -> list[Request]:
+    """The columns as records again: ``build_trace`` of them has the same columns."""
+
+    def named(codes: Codes, names: Sequence[str]) -> list[str | None]:
+        return [names[code] if code >= 0 else None for code in codes.tolist()]
+
+    domains, slos = named(trace.domain, trace.domain_names), named(trace.slo, trace.slo_names)
+    offsets, blocks = trace.prefix_offsets.tolist(), trace.prefix_blocks.tolist()
+    sessions, temperatures = trace.session.tolist(), trace.temperature.tolist()
+    return [
+        Request(
+            request_id=trace.request_id[i],
+            arrival_s=arrival_s,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            domain=domains[i],
+            session_id=str(sessions[i]) if sessions[i] >= 0 else None,
+            prefix_hashes=blocks[offsets[i] : offsets[i + 1]] or None,
+            temperature=None if math.isnan(temperatures[i]) else temperatures[i],
+            priority=priority or None,
+            slo=slos[i],
+        )
+        for i, (arrival_s, prompt, output, priority) in enumerate(
+            zip(
+                trace.arrival_s.tolist(),
+                trace.prompt_tokens.tolist(),
+                trace.output_tokens.tolist(),
+                trace.priority.tolist(),
+                strict=True,
+            )
+        )
+    ]
 
 
 def _codes(values: Iterable[str | None]) -> tuple[Ints, tuple[str, ...]]:

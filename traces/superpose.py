@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from traces.columns import Trace, build_trace, trace_requests
 from traces.schema import Request
 
 SHIFT_S = 600.0
@@ -45,6 +46,19 @@ def superpose(requests: Sequence[Request], users: float, *, seed: int) -> list[R
         raise ValueError(f"users {users}: nobody of {len(requests)} requests is left; give more")
     found.sort(key=lambda request: request.arrival_s)
     return found
+
+
+def more_users(trace: Trace, users: float, *, seed: int) -> Trace:
+    """``superpose`` of a trace's columns; it keeps its name, path and digest."""
+    requests = superpose(trace_requests(trace), users, seed=seed)
+    return build_trace(
+        requests,
+        name=trace.name,
+        path=trace.path,
+        sha256=trace.sha256,
+        block_tokens=trace.block_tokens or None,
+        where=lambda row: f"{trace.path}: {requests[row].request_id}",
+    )
 
 
 def _user(request: Request) -> str:

@@ -2,7 +2,8 @@
 
 In order of import:
 
-- ``words``: the sentences
+- ``words``: numbers in words, how sure the answer is, the limits
+- ``answer``: the headline and the sentences of the first page
 - ``report``: ``report.json``, every number and the conclusions
 - ``tables``: its tables as text cells
 - ``panels``: what its own panels draw

@@ -30,8 +30,10 @@ from sglang_dspark.cli import Parser, called_as, progress_bar, run_command
 from sglang_dspark.core.compiled import base_folder
 from sglang_dspark.core.policy import policy_forms
 from sglang_dspark.files import atomic_write, make_folder
-from simulator.capacity.search import Goal
+from simulator.capacity.busy import without_idle
+from simulator.capacity.search import Goal, offered_rate
 from simulator.capacity.study import Findings, Inquiry, ask
+from simulator.fleet.config import FleetConfig
 from simulator.slo import parse_slo
 from simulator.study.config import (
     RunConfig,
@@ -44,6 +46,7 @@ from simulator.study.config import (
 from simulator.study.first_start import shown_on, warm_up
 from simulator.study.results import read_results
 from simulator.sweep.ray_pool import connected
+from traces.superpose import more_users
 
 RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 
@@ -72,17 +75,31 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
-    parser.add_argument(
-        "--rate", type=float, nargs="+", default=RATES, metavar="X",
+    parser.add_argument("--current", metavar="NAME[:PARAMETER]|FILE", help=flag_help("current"))
+    traffic = parser.add_mutually_exclusive_group()
+    traffic.add_argument(
+        "--rate", type=float, nargs="+", metavar="X",
         help="factors on the trace's rate that fleets are sized for (default: 1 2 4 8 16 32)",
+    )  # fmt: skip
+    traffic.add_argument(
+        "--req-s", type=float, nargs="+", metavar="X", help="the same in requests per second"
+    )
+    parser.add_argument(
+        "--grow", choices=("faster", "users"), default="faster",
+        help="more traffic is the same requests faster, bursts too, or more users at other times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gpus", type=int, metavar="N",
+        help="a fleet that stands already: its headroom, and what 30 %% more traffic does to it",
     )  # fmt: skip
     parser.add_argument(
         "--attainment", type=float, default=0.9, metavar="SHARE",
         help="of the requests that must meet the SLO (default: 0.9)",
     )  # fmt: skip
     parser.add_argument(
-        "--cost-per-gpu-hour", type=float, metavar="X", help="price, in any currency"
+        "--cost-per-gpu-hour", type=float, metavar="X", help="what one GPU costs in an hour"
     )
+    parser.add_argument("--currency", default="USD", metavar="NAME", help="of that price")
     parser.add_argument(
         "--jobs", type=int, metavar="N", default=os.cpu_count() or 1, help=flag_help("jobs")
     )
@@ -97,11 +114,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     if source.is_dir():
         read_results(source)  # its sentence for a folder that is no result
         config = load_run_config(source / "config.json")
-        if config.fleet.pools:
-            raise ValueError(
-                f"{source}/config.json: capacity counts equal replicas and cannot size 'pools'; "
-                "give a result folder of one pool, or a trace"
-            )
+        _check_fleet(source, config.fleet)
         config = dataclasses.replace(config, replicas=1, rate=1.0, concurrency=(), provenance={})
     else:
         config = RunConfig(trace=arguments.source)
@@ -109,10 +122,25 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     return with_flags(
         config,
         policies=(*names, *arguments.policy_file),
+        current=arguments.current,
         cost_model=arguments.cost_model,
         acceptance=arguments.acceptance,
         slo=arguments.slo,
     )
+
+
+def _check_fleet(source: Path, fleet: FleetConfig) -> None:
+    """Refuse what a count of equal replicas cannot have; a router and failures are kept."""
+    unsized = {
+        "pools": fleet.pools,
+        "failures.at": fleet.failures and fleet.failures.at,
+    }
+    for name, value in unsized.items():
+        if value:
+            raise ValueError(
+                f"{source}/config.json: capacity counts equal replicas and cannot size {name!r}; "
+                "give a result folder without it, or a trace"
+            )
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -124,6 +152,50 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+
+
+def _busy(study: Study) -> tuple[Study, float]:
+    """The study without the idle stretches of its trace, and how many seconds were cut."""
+    trace, cut_s = without_idle(study.trace)
+    runs = tuple(
+        dataclasses.replace(run, scenario=dataclasses.replace(run.scenario, trace=trace))
+        for run in study.runs
+    )
+    return dataclasses.replace(study, trace=trace, runs=runs), cut_s
+
+
+def _inquiry(arguments: argparse.Namespace, study: Study, goal: Goal) -> Inquiry:
+    """What the flags ask for, checked."""
+    scenario = study.runs[0].scenario
+    rates = arguments.rate or RATES
+    if arguments.req_s:
+        offered = offered_rate(scenario)
+        rates = [wanted / offered for wanted in arguments.req_s] if offered else RATES
+    rates = tuple(sorted(set(rates)))
+    gpus = study.cost_model.gpus
+    replicas = None
+    if arguments.gpus is not None:
+        replicas, rest = divmod(arguments.gpus, gpus)
+        if rest or replicas < 1:
+            raise ValueError(
+                f"--gpus {arguments.gpus}: a replica of {study.cost_model.name} takes {gpus}; give "
+                "a multiple of it"
+            )
+    users = {}
+    if arguments.grow == "users":
+        users = {
+            rate: more_users(study.trace, rate, seed=study.config.seed)
+            for rate in rates
+            if rate != 1.0
+        }
+    return Inquiry(
+        runs=study.runs,
+        goal=goal,
+        rates=rates,
+        current=study.config.baseline,
+        replicas=replicas,
+        users=users,
+    )
 
 
 def _asked(inquiry: Inquiry, jobs: int, ray: str | None, journal: Path) -> Findings:
@@ -159,7 +231,8 @@ def _command(argv: Sequence[str] | None) -> int:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         study = load_study(config)
-    inquiry = Inquiry(runs=study.runs, goal=goal, rates=tuple(sorted(set(arguments.rate))))
+    study, idle_cut_s = _busy(study)
+    inquiry = _inquiry(arguments, study, goal)
     out = make_folder(arguments.out)
     # Opened first: a folder that cannot be written to is refused before minutes of work.
     with (
@@ -168,7 +241,7 @@ def _command(argv: Sequence[str] | None) -> int:
         atomic_write(out / "report.json") as record,
     ):
         notes = [str(warning.message) for warning in caught]
-        report = _reported(study, inquiry, arguments, out / "journal.jsonl", notes)
+        report = _reported(study, inquiry, arguments, out / "journal.jsonl", notes, idle_cut_s)
         drawings = draw_all(report, study.trace)
         page.write(html_report(report, drawings))
         document.write(pdf_report(report, drawings))
@@ -189,6 +262,7 @@ def _reported(
     arguments: argparse.Namespace,
     journal: Path,
     notes: list[str],
+    idle_cut_s: float,
 ) -> dict[str, Any]:
     """The record, simulated; ``notes`` gains what there is to warn of."""
     try:
@@ -203,7 +277,16 @@ def _reported(
         _outside(study, findings)
     notes += [str(warning.message) for warning in caught]
     price = arguments.cost_per_gpu_hour
-    return dict(finite(build_report(study, inquiry, findings, price=price, notes=notes)))
+    report = build_report(
+        study,
+        inquiry,
+        findings,
+        price=price,
+        currency=arguments.currency,
+        idle_cut_s=idle_cut_s,
+        notes=notes,
+    )
+    return dict(finite(report))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

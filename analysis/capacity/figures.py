@@ -103,7 +103,7 @@ def _fleet(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
         title="How many GPUs at which traffic",
         figure=report_sheet(
             report, series, panels, f"fleets for {_goal(report)}",
-            f"fleets of equal replicas of {report['cost_model']['gpus']} GPU, round-robin",
+            f"fleets of equal replicas of {report['cost_model']['gpus']} GPU, {report['router']}",
         ),
         caption="The smallest fleet from which no larger one misses the objective, and what its "
         "tokens cost. Small fleets pay for whole GPUs that the traffic does not fill.",

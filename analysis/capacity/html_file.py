@@ -98,7 +98,7 @@ def first_page(report: dict[str, Any]) -> str:
 
 
 def _source(report: dict[str, Any]) -> str:
-    footer = " ".join(provenance(report, "one or more equal replicas, round-robin"))
+    footer = " ".join(provenance(report, f"one or more equal replicas, {report['router']}"))
     footer = footer.replace("\N{NO-BREAK SPACE}", " ")
     return escape(f"The question: {objective(report)}. {footer}.")
 

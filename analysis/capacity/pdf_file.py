@@ -64,7 +64,7 @@ def _first_page(report: dict[str, Any]) -> list[Block]:
         _text("How sure this is", 11, bold=True),
         *(_text(f"•  {sentence}", 9) for sentence in report["sureness"]),
         _gap(0.1),
-        *(_text(line, 7.5) for line in provenance(report, "equal replicas, round-robin")),
+        *(_text(line, 7.5) for line in provenance(report, f"equal replicas, {report['router']}")),
     ]
 
 
@@ -75,7 +75,7 @@ def _limits(report: dict[str, Any]) -> list[Block]:
         *(_text(f"•  {sentence}", 9.5) for sentence in report["limits"]),
         _gap(0.15),
         _text("Every number of this document is in report.json beside it.", 9),
-        *(_text(line, 7.5) for line in provenance(report, "equal replicas, round-robin")),
+        *(_text(line, 7.5) for line in provenance(report, f"equal replicas, {report['router']}")),
     ]
 
 

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import sglang_dspark
-from analysis.capacity.words import answer_in_words, limits_in_words, sureness_in_words
+from analysis.capacity.answer import answer_in_words
+from analysis.capacity.words import limits_in_words, sureness_in_words
 from analysis.series import short_name
 from sglang_dspark.core.costs.model import CostModel
+from simulator.capacity.choice import Choice
 from simulator.capacity.search import offered_rate
 from simulator.capacity.study import LOADS, QUANTILES, Answer, Findings, Inquiry
 from simulator.fleet.mistakes import MISTAKES
@@ -25,6 +27,7 @@ from traces.statistics import statistics
 SCHEMA_VERSION = 1
 LOW_LOADS = (1, 2, 4)
 """Concurrent requests at which regret counts: where a server is most of the night."""
+HOURS_PER_MONTH = 730
 NEAR = 0.01
 """Throughputs closer than this are called equal."""
 
@@ -35,11 +38,14 @@ def build_report(
     findings: Findings,
     *,
     price: float | None,
+    currency: str = "USD",
+    idle_cut_s: float = 0.0,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record of ``report.json``.
 
-    ``price`` is what one GPU costs per hour, None if unknown; ``notes`` are warnings to repeat.
+    ``price`` is what one GPU costs per hour in ``currency``, None if unknown; ``idle_cut_s`` were
+    cut from the trace, the rest is busy time; ``notes`` are warnings to repeat.
     """
     scenario = inquiry.runs[0].scenario
     offered = offered_rate(scenario)
@@ -54,6 +60,7 @@ def build_report(
             "sha256": study.trace.sha256,
             "requests": len(study.trace),
             "offered_req_s": offered,
+            "idle_cut_s": idle_cut_s,
         },
         "cost_model": _cost_model(model),
         "acceptance": short_name(study.config.acceptance),
@@ -62,7 +69,12 @@ def build_report(
         "attainment": inquiry.goal.attainment,
         "seed": study.config.seed,
         "cost_per_gpu_hour": price,
+        "currency": currency,
+        "grown_by": "users" if inquiry.users else "faster",
         "policies": [run.label for run in inquiry.runs],
+        "current": inquiry.current,
+        "router": scenario.fleet.router,
+        "replicas_fail": scenario.fleet.failures is not None,
         "chosen": findings.chosen,
         "traffic": {
             label: _traffic(found, offered, model.gpus) for label, found in findings.traffic.items()
@@ -76,9 +88,12 @@ def build_report(
                     label: _fleet(sizes[i], offered * rate, study, price)
                     for label, sizes in findings.sizes.items()
                 },
+                "choice": _choice(findings.choices[i]),
             }
             for i, rate in enumerate(inquiry.rates)
         ],
+        "classes": findings.sizes[findings.chosen][0]["at"]["misses"],
+        "headroom": findings.headroom,
         "loads": {
             "replica_req_s": [offered * rate for rate in findings.load_rates],
             "shares": list(LOADS),
@@ -170,17 +185,25 @@ def _fleet(
         "utilisation": at["utilisation"],
         "gpu_hours_per_mtok": None,
         "cost_per_mtok": None,
+        "cost_per_hour": None,
+        "cost_per_month": None,
         "kwh_per_mtok": None,
     }
     if size:
-        mtok_h = offered_req_s * at["generated_tokens"] / len(study.trace) * 3600 / 1e6
+        mtok_h = offered_req_s * at["generated_tokens"] / at["requests"] * 3600 / 1e6
         fleet["gpu_hours_per_mtok"] = size * model.gpus / mtok_h
         if price is not None:
             fleet["cost_per_mtok"] = price * fleet["gpu_hours_per_mtok"]
+            fleet["cost_per_hour"] = price * size * model.gpus
+            fleet["cost_per_month"] = fleet["cost_per_hour"] * HOURS_PER_MONTH
         if model.watts is not None:
             watts = model.watts.idle + at["utilisation"] * (model.watts.busy - model.watts.idle)
             fleet["kwh_per_mtok"] = size * watts / 1e3 / mtok_h
     return fleet
+
+
+def _choice(found: Choice | None) -> dict[str, Any] | None:
+    return None if found is None else dataclasses.asdict(found)
 
 
 def _throughput(rows: Sequence[Answer]) -> list[float]:

@@ -1,4 +1,4 @@
-"""The sentences of the capacity report: the answer, how sure it is, what the model does not know.
+"""The sentences of the capacity report: how sure the answer is, what the model does not know.
 
 Owns wording and rounding. Reads the record of ``report`` and nothing else, so that a sentence
 cannot say what the record does not hold.
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simulator.capacity.study import TOLERANCE
-
 REGRET = 0.02
 """Loss at low load from which the answer warns."""
 _ORIGIN_SAYS = {
@@ -18,6 +16,14 @@ _ORIGIN_SAYS = {
     "published": "was timed and published by others; your engine and settings may differ",
     "analytic": "is computed from a data sheet and proves nothing about your GPU; replace it by a "
     "measured one (python -m sglang_dspark.runtime.profile) before money depends on it",
+}
+
+
+_GROWN = {
+    "faster": "More traffic is the same trace with its arrivals closer together: bursts get denser "
+    "and conversations faster, too (--grow users adds users instead).",
+    "users": "More traffic is more users: copies of the trace at other times, so that bursts meet "
+    "by chance; what one replica holds is still searched with the same requests closer together.",
 }
 
 
@@ -41,11 +47,9 @@ def percent(share: float | None, decimals: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{decimals}f}"
 
 
-def points(interval: Sequence[float]) -> str:
-    """A difference of shares with its interval, in percentage points."""
-    mean, low, high = interval
-    text = f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return text.replace("-", "−")
+def signed(share: float) -> str:
+    """A gain in per cent without its unit: 0.012 -> +1.2."""
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def count(value: int, noun: str) -> str:
@@ -55,81 +59,16 @@ def count(value: int, noun: str) -> str:
 
 def objective(report: dict[str, Any]) -> str:
     """The goal in words."""
+    share = f"at least {percent(report['attainment'], 0)} % of requests within"
+    classes = [_bounds(one) for one in report["classes"]]
+    if len(classes) > 1:
+        return f"{share} the bounds of their class ({'; '.join(classes)})"
     slo = report["slo"]
-    return (
-        f"at least {percent(report['attainment'], 0)} % of requests within TTFT "
-        f"{number(slo['ttft_ms'])} ms and TPOT {number(slo['tpot_ms'])} ms"
-    )
+    return f"{share} TTFT {number(slo['ttft_ms'])} ms and TPOT {number(slo['tpot_ms'])} ms"
 
 
-def decided(report: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """(policies that are worse for sure, those that cannot be told from the chosen one)."""
-    worse: list[str] = []
-    same: list[str] = []
-    for label, found in report["point"]["policies"].items():
-        difference = found["attainment_difference"]
-        if label != report["chosen"]:
-            sure = difference is not None and difference[2] < 0
-            (worse if sure else same).append(label)
-    return worse, same
-
-
-def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
-    """``headline`` and ``sentences`` of the first page."""
-    chosen = report["chosen"]
-    held = report["traffic"][chosen]["replica_req_s"]
-    if held is None:
-        return {
-            "headline": "No policy holds this objective, however little the traffic.",
-            "sentences": [
-                f"Even an almost idle replica misses {objective(report)} under every policy: "
-                "choose a looser SLO, a faster GPU or a smaller model."
-            ],
-        }
-    gpus = report["cost_model"]["gpus"]
-    least = "" if report["traffic"][chosen]["misses_at_rate"] else "at least "
-    sentences = [
-        f"One replica ({count(gpus, 'GPU')}) holds {least}{number(held)} requests/s under it, with "
-        f"{objective(report)}.{_closest(report)}"
-    ]
-    for fleet in (report["fleets"][0], report["fleets"][-1])[: len(report["fleets"])]:
-        ours = fleet["policies"][chosen]
-        rate = f"{number(fleet['offered_req_s'])} requests/s (×{number(fleet['rate'])} this trace)"
-        if ours["gpus"] is None:
-            sentences.append(f"{rate} is not held by up to {count(ours['bound'], 'replica')}.")
-        else:
-            sentences.append(f"{rate} takes {count(ours['gpus'], 'GPU')}{_others(fleet, chosen)}.")
-    _, same = decided(report)
-    if same:
-        sentences.append(f"Whether it beats {_listed(same)} is within noise.")
-    return {"headline": f"Deploy {chosen}.", "sentences": list(dict.fromkeys(sentences))}
-
-
-def _closest(report: dict[str, Any]) -> str:
-    others = {
-        label: found["replica_req_s"]
-        for label, found in report["traffic"].items()
-        if label != report["chosen"] and found["replica_req_s"] is not None
-    }
-    if not others:
-        return "" if len(report["traffic"]) == 1 else " No other policy holds any traffic."
-    best = max(others, key=lambda label: others[label])
-    return f" The closest, {best}, holds {number(others[best])}."
-
-
-def _others(fleet: dict[str, Any], chosen: str) -> str:
-    """Which policies need more, in brackets."""
-    ours = fleet["policies"][chosen]["gpus"]
-    more = {
-        label: found["gpus"]
-        for label, found in fleet["policies"].items()
-        if found["gpus"] is None or found["gpus"] > ours
-    }
-    parts = [
-        f"{label} {found}" if found else f"{label} more than any tried"
-        for label, found in more.items()
-    ]
-    return f" ({', '.join(parts)})" if parts else ""
+def _bounds(slo: dict[str, Any]) -> str:
+    return f"{slo['class']}: TTFT {number(slo['ttft_ms'])}, TPOT {number(slo['tpot_ms'])} ms"
 
 
 def sureness_in_words(report: dict[str, Any]) -> list[str]:
@@ -143,9 +82,9 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     if report["traffic"][chosen]["replica_req_s"] is None:
         return said
     said.append(
-        f"Named is the policy whose replica holds the most traffic; of those within "
-        f"{percent(TOLERANCE, 0)} % of it, the "
-        "one with the most throughput in a full batch."
+        f"A policy is to be changed when it has more requests/s within the SLO than "
+        f"{report['current']} on windows of the trace that were held out, with nothing against it "
+        "at low load or under wrong beliefs: the test of dspark tune, at the load of one replica."
     )
     said.append(_compared(report))
     regret = report["low_load_regret"][chosen]
@@ -177,21 +116,18 @@ def _fit(error: dict[str, Any] | None) -> str:
 
 
 def _compared(report: dict[str, Any]) -> str:
-    chosen, at = report["chosen"], report["point"]
-    worse, same = decided(report)
-    parts = []
-    for label in [*worse, *same]:
-        difference = at["policies"][label]["attainment_difference"]
-        parts.append(f"{label} {points(difference)}" if difference else f"{label} unknown")
-    if not parts:
-        return f"Only {chosen} was simulated."
-    text = (
-        f"At {number(at['replica_req_s'])} requests/s on one replica, attainment against {chosen} "
-        f"(paired by request, 95 % intervals): {', '.join(parts)}. "
+    choice, current = report["fleets"][0]["choice"], report["current"]
+    if choice is None or not choice["gains"]:
+        return "No policies were compared window by window."
+    parts = [
+        f"{label} {signed(g['mean'])} [{signed(g['low'])}, {signed(g['high'])}] %"
+        for label, g in choice["gains"].items()
+    ]
+    rate = report["trace"]["offered_req_s"] * choice["replica_rate"]
+    return (
+        f"At {number(rate)} requests/s on one replica, requests/s within the SLO against {current} "
+        f"(paired by window, 95 % intervals): {', '.join(parts)}."
     )
-    if same:
-        return text + f"Not told apart from {chosen}: {', '.join(same)}."
-    return text + "No interval holds zero."
 
 
 def _robust(report: dict[str, Any]) -> str:
@@ -223,12 +159,12 @@ def limits_in_words(report: dict[str, Any]) -> list[str]:
         f"{model['engine']}); its parts: {origins}. No interval in this report contains its error.",
         "Intervals cover the sampling of this one trace under one seed, from batch means over "
         "consecutive arrivals. Another day's traffic may differ by more.",
-        "More traffic is the same trace with its arrivals closer together: bursts get denser and "
-        "conversations faster, too. A fleet starts empty and its caches cold, which flatters "
-        f"short replays. {_shortest(report)}",
-        "Replicas are equal and stand behind a round-robin router; none fails, none is added or "
-        "removed. A size holds when no larger count up to the bound it was checked to misses; "
-        "reserve for failures and maintenance comes on top.",
+        f"{_GROWN[report['grown_by']]} A fleet starts empty and its caches cold; the first and "
+        f"the last 5 % of the time are not judged. {_shortest(report)}",
+        f"Replicas are equal and stand behind one router ({report['router']}); "
+        f"{'they fail as configured' if report['replicas_fail'] else 'none fails'}, none is added "
+        "or removed. A size holds when no larger count up to the bound it was checked to misses; "
+        "reserve for maintenance comes on top.",
         "Money is GPU-hours times a price; hosts, network and people are not in it.",
     ]
     if watts is None:
@@ -243,6 +179,11 @@ def limits_in_words(report: dict[str, Any]) -> list[str]:
         said.append(
             f"Of acceptance profile {report['acceptance']}, {_listed(report['assumed_acceptance'])}"
             " are assumed; replay your own step logs (--acceptance LOG.parquet) where you can."
+        )
+    if report["trace"]["idle_cut_s"]:
+        said.append(
+            f"{number(report['trace']['idle_cut_s'] / 3600)} h without requests were cut from the "
+            "trace: rates are those of busy time, and so are the fleets."
         )
     held = report["traffic"][report["chosen"]]
     if held["rate"] is not None and held["misses_at_rate"] is None:

@@ -1,5 +1,8 @@
 """How many replicas hold a traffic; ``analysis.capacity`` draws what is found.
 
+- ``busy``: a trace without its nights
 - ``search``: the two searches
+- ``misses``: who misses what
+- ``choice``: which policy to run, by the tuner's verdict
 - ``study``: the questions behind a report, and their simulations
 """

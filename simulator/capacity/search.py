@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from simulator.capacity.misses import misses_by_class
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
 from simulator.slo import Slo
@@ -54,6 +55,8 @@ class Probe:
     """95 %, from batch means over consecutive arrivals; None where the trace is too short."""
     row: dict[str, Any]
     """``simulator.study.metrics.measure``."""
+    misses: list[dict[str, Any]]
+    """``misses_by_class``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,6 +106,7 @@ def probe(scenario: Scenario, goal: Goal) -> Probe:
         attainment=attainment,
         interval=interval and (max(0.0, interval[1]), min(1.0, interval[2])),
         row=row,
+        misses=misses_by_class(outcome, goal.slo),
     )
 
 

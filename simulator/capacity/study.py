@@ -11,13 +11,14 @@ trace. Closed loops replay its beginning: enough requests for every client to se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from simulator.capacity.choice import Choice, choose, make_bench
 from simulator.capacity.search import (
     Goal,
     Probe,
@@ -28,6 +29,7 @@ from simulator.capacity.search import (
     replica_capacity,
 )
 from simulator.engine.latency import itl_percentile_s
+from simulator.fleet.config import FleetConfig
 from simulator.fleet.fleet import simulate
 from simulator.fleet.mistakes import MISTAKES, Mistake, believes, mistaken
 from simulator.fleet.scenario import Outcome, Scenario
@@ -42,6 +44,7 @@ from simulator.study.metrics import (
 from simulator.study.part import judged_part
 from simulator.study.study import Run
 from simulator.sweep.sweep import heed, sweep
+from traces import Trace
 
 Answer = dict[str, Any]
 
@@ -51,6 +54,8 @@ TOLERANCE = 0.02
 """Of the most traffic that a replica holds; policies this close are chosen by other means."""
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUANTILES = tuple(np.linspace(0.0, 1.0, 201).tolist())
+MORE = 0.3
+"""By how much traffic is let grow for a fleet that stands already."""
 _NEAR_FULL = 4
 """Place in ``LOADS`` of a replica that is all but full."""
 _CLOSED_REQUESTS = 4096
@@ -104,6 +109,28 @@ class SizeQuestion:
             "load": found.load,
             "at": _numbers(found.probes[size or found.bound]),
             "one_less": _numbers(found.probes[size - 1]) if size and size > 1 else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HeadroomQuestion:
+    """What is left of the scenario's fleet at its rate, and with ``MORE`` traffic?"""
+
+    scenario: Scenario
+    goal: Goal
+
+    def answer(self) -> Answer:
+        """``headroom``: the share by which traffic may grow, below 0 where it is too much already,
+        None where it holds nothing; the probes now and with more."""
+        found = most_traffic(self.scenario, self.goal, tolerance=TOLERANCE)
+        now = probe(self.scenario, self.goal)
+        grown = replace(self.scenario, rate_factor=self.scenario.rate_factor * (1.0 + MORE))
+        held = found.rate_factor
+        return {
+            "replicas": self.scenario.replicas,
+            "headroom": held / self.scenario.rate_factor - 1.0 if held else None,
+            "now": _numbers(now) | {"holds": now.holds},
+            "more": _numbers(after := probe(grown, self.goal)) | {"holds": after.holds},
         }
 
 
@@ -175,16 +202,18 @@ def _whole(scenario: Scenario) -> Outcome:
 
 
 def _numbers(found: Probe) -> Answer:
-    row, whole = found.row, found.row["whole_run"]
+    whole = found.row["whole_run"]
+    row = found.row if found.row["judged"] else found.row | whole  # too short for a steady state
     names = (
         "ttft_ms", "tpot_ms", "e2e_ms", "tok_s_user_p50", "output_tok_s", "duration_s",
-        "utilisation", "rejected", "truncated", "requests_in_system_mean",
+        "utilisation", "requests", "rejected", "truncated", "requests_in_system_mean",
     )  # fmt: skip
     return {
         "replicas": found.replicas,
         "attainment": found.attainment,
         "interval": found.interval,
         "generated_tokens": whole["output_tok_s"] * whole["duration_s"],
+        "misses": found.misses,
         **{name: row[name] for name in names},
     }
 
@@ -209,6 +238,13 @@ class Inquiry:
     goal: Goal
     rates: tuple[float, ...]
     """Factors on the trace's rate that fleets are sized for, increasing."""
+    current: str
+    """The label of the policy that runs today."""
+    replicas: int | None = None
+    """A fleet that stands already, whose headroom is asked for."""
+    users: Mapping[float, Trace] = field(default_factory=dict)
+    """The trace with so many times its users, by rate; where there is none, its own requests come
+    so many times as fast."""
 
     def __post_init__(self) -> None:
         for rate in self.rates:
@@ -232,7 +268,14 @@ class Inquiry:
         """How many there are in all, for a progress bar."""
         credulous = sum(believes(run.scenario.policy) for run in self.runs)
         each = 1 + len(self.rates) + len(LOADS) + len(self.concurrencies)
-        return len(self.runs) * each + 1 + credulous * 2 * len(MISTAKES)
+        whole = len(self.runs) * each + 1 + credulous * 2 * len(MISTAKES)
+        return whole + len(self.rates) + (self.replicas is not None) * len(self.runs)
+
+    def at(self, run: Run, rate: float) -> Scenario:
+        """``run`` at a traffic that fleets are sized for."""
+        if rate in self.users:
+            return replace(run.scenario, trace=self.users[rate])
+        return replace(run.scenario, rate_factor=rate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -242,14 +285,18 @@ class Findings:
     traffic: dict[str, Answer]
     sizes: dict[str, list[Answer]]
     """By rate, in the inquiry's order."""
+    choices: tuple[Choice | None, ...]
+    """Which policy to run, by rate; None where nothing holds it, or the trace is too short."""
+    headroom: dict[str, Answer]
+    """Of the fleet that stands already; empty where none does."""
     load_rates: tuple[float, ...]
     """Factors on the trace's rate behind ``loads``."""
     loads: dict[str, list[Answer]]
     closed: dict[str, list[Answer]]
     """By concurrency, in the inquiry's order."""
     chosen: str
-    """The policy whose one replica holds the most traffic; of those within ``TOLERANCE`` of it,
-    the one with the most throughput in a full batch, which is what an overload meets."""
+    """The policy to run at the first of the rates; where that is not known, the current one if its
+    replica holds any traffic, else the one whose replica holds the most."""
     point_rate: float
     """The traffic it just holds, as a factor on the trace's rate."""
     point: dict[str, Answer]
@@ -262,7 +309,7 @@ class Findings:
 def closed_loop(scenario: Scenario, clients: int) -> Scenario:
     """The beginning of the trace, sent by so many clients; the same requests for every number."""
     part = scenario.trace.head(min(_CLOSED_REQUESTS, len(scenario.trace)))
-    return replace(scenario, trace=part, concurrency=clients, rate_factor=1.0)
+    return replace(scenario, trace=part, concurrency=clients, rate_factor=1.0, fleet=FleetConfig())
 
 
 def ask(
@@ -303,7 +350,7 @@ def ask(
     load_rates = tuple(anchor * share for share in LOADS)
     sized: list[Question] = [
         SizeQuestion(
-            scenario=replace(run.scenario, rate_factor=rate),
+            scenario=inquiry.at(run, rate),
             goal=goal,
             capacity_req_s=traffic[run.label]["capacity_req_s"],
         )
@@ -322,9 +369,13 @@ def ask(
     ]
     found = answers([*sized, *loaded, *looped])
     ends = np.cumsum([len(sized), len(loaded)]).tolist()
+    sizes = _by_policy(runs, found[: ends[0]])
     loads = _by_policy(runs, found[ends[0] : ends[1]])
     closed = _by_policy(runs, found[ends[1] :])
-    chosen = _choice(traffic, closed)
+    choices = _choices(inquiry, sizes, jobs=jobs, ray=ray, journal=journal)
+    before += len(inquiry.rates)
+    on_done(before)
+    chosen = _chosen(inquiry, traffic, choices)
     point_rate = traffic[chosen]["rate_factor"] or anchor
     compared = PointQuestion(
         runs=tuple(_at_rate(run, point_rate) for run in runs), goal=goal, chosen=chosen
@@ -344,9 +395,21 @@ def ask(
             ),
         ]
     )
+    standing = [] if inquiry.replicas is None else runs
+    left = answers(
+        [
+            HeadroomQuestion(
+                scenario=replace(inquiry.at(run, inquiry.rates[0]), replicas=inquiry.replicas or 1),
+                goal=goal,
+            )
+            for run in standing
+        ]
+    )
     return Findings(
         traffic=traffic,
-        sizes=_by_policy(runs, found[: ends[0]]),
+        sizes=sizes,
+        choices=choices,
+        headroom={run.label: one for run, one in zip(standing, left, strict=True)},
         load_rates=load_rates,
         loads=loads,
         closed=closed,
@@ -358,10 +421,40 @@ def ask(
     )
 
 
-def _choice(traffic: dict[str, Answer], closed: dict[str, list[Answer]]) -> str:
+def _choices(
+    inquiry: Inquiry,
+    sizes: dict[str, list[Answer]],
+    *,
+    jobs: int,
+    ray: str | None,
+    journal: Path | None,
+) -> tuple[Choice | None, ...]:
+    """By rate, on as many replicas as the policy that needs the fewest takes."""
+    policies = {run.label: run.scenario.policy for run in inquiry.runs}
+    current = next(run for run in inquiry.runs if run.label == inquiry.current)
+    try:
+        bench = make_bench(
+            current.scenario,
+            inquiry.goal.slo,
+            jobs=jobs,
+            ray=ray,
+            journal=journal,
+            on_done=lambda known: None,
+        )
+    except ValueError:  # too short for windows
+        return (None,) * len(inquiry.rates)
+    found: list[Choice | None] = []
+    for i, rate in enumerate(inquiry.rates):
+        known = [rows[i]["replicas"] for rows in sizes.values() if rows[i]["replicas"]]
+        found.append(choose(bench, policies, current.label, rate / min(known)) if known else None)
+    return tuple(found)
+
+
+def _chosen(inquiry: Inquiry, traffic: dict[str, Answer], choices: Sequence[Choice | None]) -> str:
+    if choices[0] is not None:
+        return choices[0].policy
     held = {label: one["rate_factor"] or 0.0 for label, one in traffic.items()}
-    near = [label for label in held if held[label] * (1.0 + TOLERANCE) >= max(held.values())]
-    return max(near, key=lambda label: closed[label][-1]["output_tok_s"] or 0.0)
+    return inquiry.current if held[inquiry.current] else max(held, key=lambda label: held[label])
 
 
 def _at_rate(run: Run, rate: float) -> Run:

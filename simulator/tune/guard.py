@@ -20,7 +20,8 @@ REGRET_LIMIT = 0.02
 """Share of throughput that may be lost at low load to the best of the other policies."""
 LOW_LOADS = (1, 2, 4)
 """Clients of one replica."""
-_DRAWS = range(1, 4)  # the search has draw 0
+DRAWS = range(1, 4)
+"""Random numbers of held-out windows; the search has draw 0."""
 _FEW_DRAWS = range(1, 2)
 _FIGURES = ("throughput", "in_slo", "attainment", "speed")
 
@@ -98,7 +99,7 @@ class Guard:
     def most_trials(self) -> int:
         """No more than so many simulations."""
         mistaken = 2 * len(MISTAKES) * len(_FEW_DRAWS)
-        judged = (1 + len(self.incumbents)) * len(_DRAWS)
+        judged = (1 + len(self.incumbents)) * len(DRAWS)
         low = (1 + len(self.incumbents) + len(self.low_load_others)) * len(LOW_LOADS)
         return ((judged + mistaken) * len(self.loads) + low) * len(self.windows)
 
@@ -129,7 +130,7 @@ class Guard:
     def _figures(
         self, policies: Sequence[PolicyFile], mistake: Mistake = NO_MISTAKE
     ) -> list[Figures]:
-        draws = _DRAWS if mistake == NO_MISTAKE else _FEW_DRAWS
+        draws = DRAWS if mistake == NO_MISTAKE else _FEW_DRAWS
         return self.bench.figures(policies, self.loads, self.windows, draws=draws, mistake=mistake)
 
     def _low_load(self, tuned: PolicyFile) -> list[dict[str, Any]]:
