@@ -297,15 +297,39 @@ def test_a_result_folder_gives_its_settings(trace: Path, tmp_path: Path) -> None
     policy.write_text('{"schema_version": 1, "policy": "threshold", "parameters": {}}')
     results = tmp_path / "results"
     settings = ["--policy", "fixed:3", "--slo", "relaxed", "--seed", "3", "--rate", "2"]
+    settings += ["--router", "least-loaded"]
     assert run.main([str(trace), *settings, "--replicas", "2", "--out", str(results)]) == 0
     flags = ["--policy-file", str(policy), "--rate", "1", "--jobs", "1"]
     assert capacity.main([str(results), *flags, "-o", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["policies"] == ["fixed:3", "tuned"]
+    assert found["router"] == "least-loaded"
     assert (found["slo"]["name"], found["seed"]) == ("relaxed", 3)
     assert found["trace"]["name"] == "short"
     assert found["trace"]["offered_req_s"] == pytest.approx(4.0)  # at the trace's own rate
     assert found["crossovers"] == []  # neither none nor fixed is among them
+
+
+@pytest.mark.example
+def test_traffic_in_requests_a_second_users_and_a_fleet_that_stands(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--policy", "none", "--policy", "global", "--slo", "500:20", "--jobs", "1"]
+    flags += ["--req-s", "4", "10", "--grow", "users", "--gpus", "2"]
+    flags += ["--cost-per-gpu-hour", "2", "--currency", "EUR"]
+    assert capacity.main([str(trace), *flags, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [fleet["offered_req_s"] for fleet in report["fleets"]] == pytest.approx([4.0, 10.0])
+    assert "10 requests/s (the trace 2.5 times the users)" in printed
+    size = report["fleets"][0]["policies"]["global"]
+    assert size["cost_per_month"] == pytest.approx(730 * 2 * size["gpus"])
+    assert f"costs {2 * size['gpus']} EUR an hour" in printed
+    left = report["headroom"]["global"]
+    assert left["replicas"] == 2
+    assert left["headroom"] > 0
+    assert "Your 2 GPUs have room for" in printed
+    assert "with 30 % more traffic they still hold it" in printed
 
 
 @pytest.mark.example
