@@ -27,13 +27,14 @@ def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
         }
     first, last = report["fleets"][0], report["fleets"][-1]
     sentences = [
-        f"{_traffic(report, first)}: {_sized(first, chosen, report)}, with {objective(report)}.",
+        f"{_traffic(report, first)}: {_sized(first, chosen, report)}.",
         compared_in_words(report, first["choice"]),
         f"One replica ({count(report['cost_model']['gpus'], 'GPU')}) holds {_held(report)} "
         f"requests/s under {chosen}.{_closest(report)}",
     ]
     if last is not first:
-        sentences.append(f"{_traffic(report, last)}: {_headline(last, report['current'])}")
+        then = _headline(last, report["current"])
+        sentences.append(f"{_traffic(report, last)}: {then[0].lower()}{then[1:]}")
     sentences += [*_money(report), *_headroom(report), *classes_in_words(report)]
     return {
         "headline": _headline(first, report["current"]),
@@ -203,15 +204,14 @@ def classes_in_words(report: dict[str, Any]) -> list[str]:
         return []
     several = len(classes) > 1
     parts = []
-    for one in classes:
-        name = f"{one['class']} " if several else ""
-        parts.append(
-            f"{name}{percent(one['attainment'])} % of {one['requests']:,} ({one['ttft']} miss "
-            f"TTFT, {one['tpot']} TPOT, {one['both']} of these both"
-            + (f", {one['unserved']} were not served)" if one["unserved"] else ")")
-        )
+    for one in (one for one in classes if one["missed"]):
+        name = f" of {one['class']}" if several else ""
+        bounds = [f"{one[key]:,} {key.upper()}" for key in ("ttft", "tpot") if one[key]]
+        bounds += [f"{one['both']:,} of these both"] if one["both"] else []
+        bounds += [f"{one['unserved']:,} were not served"] if one["unserved"] else []
+        parts.append(f"{one['missed']:,} of {one['requests']:,}{name} ({', '.join(bounds)})")
     worst = max(classes, key=lambda one: one["missed"])
-    said = [f"In SLO on that fleet: {'; '.join(parts)}."]
+    said = [f"On that fleet there miss: {'; '.join(parts)}."]
     of = f" of {worst['class']}" if several else ""
     if worst["tpot"] >= worst["ttft"] and worst["tpot"]:
         why = "the batch is so full that every step is too slow"

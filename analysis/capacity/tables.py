@@ -45,7 +45,8 @@ def sizes(report: dict[str, Any]) -> Table:
     for i, fleet in enumerate(report["fleets"]):
         found = [fleet["policies"][label] for label in report["policies"]]
         fewest = min((one["gpus"] for one in found if one["gpus"]), default=None)
-        best |= {(i, k + 2) for k, one in enumerate(found) if one["gpus"] == fewest and fewest}
+        if {one["gpus"] for one in found} != {fewest}:  # else it tells nobody apart
+            best |= {(i, k + 2) for k, one in enumerate(found) if one["gpus"] == fewest and fewest}
         cells = [_size(one) for one in found]
         rows.append((f"×{number(fleet['rate'])}", number(fleet["offered_req_s"]), *cells))
     return Table(

@@ -9,7 +9,6 @@ import argparse
 import shlex
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sglang_dspark.core.policy import PolicyFile, parse_policy
 from simulator.fleet.scenario import Scenario
@@ -83,8 +82,7 @@ def load_task(arguments: argparse.Namespace) -> Task:
     config = first_config(arguments.config, arguments.trace)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
-    is_file = arguments.current.endswith(".json")
-    current = Path(arguments.current).name if is_file else label_of(arguments.current)
+    current = label_of(arguments.current)
     incumbents = {current: parse_policy(arguments.current)}
     for name in _ALWAYS:
         incumbents.setdefault(name, parse_policy(name))
