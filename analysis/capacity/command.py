@@ -169,7 +169,7 @@ def _command(argv: Sequence[str] | None) -> int:
         atomic_write(out / "report.pdf", "wb") as document,
         atomic_write(out / "report.json") as record,
     ):
-        notes = [str(warning.message) for warning in caught]
+        notes = list(dict.fromkeys(str(warning.message) for warning in caught))
         report = _reported(study, inquiry, arguments, out / "journal.jsonl", notes)
         drawings = draw_all(report, study.trace)
         page.write(html_report(report, drawings))

@@ -57,6 +57,7 @@ def build_report(
         },
         "cost_model": _cost_model(model),
         "acceptance": short_name(study.config.acceptance),
+        "acceptance_mismatch": list(study.acceptance_mismatch),
         "assumed_acceptance": _assumed(scenario.acceptance),
         "slo": {"name": slo.name, "ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms},
         "attainment": inquiry.goal.attainment,

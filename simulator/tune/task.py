@@ -101,7 +101,7 @@ def load_task(arguments: argparse.Namespace) -> Task:
     whole = replace(run.scenario, concurrency=None)
     names = tuple(arguments.policy or ())
     return Task(
-        config=config,
+        config=study.config,
         current=arguments.current,
         config_file=arguments.config,
         objective=arguments.objective,
