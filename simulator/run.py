@@ -136,7 +136,7 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "trace_sha256": study.trace.sha256,
         "cost_model": study.cost_model.name,
         "cost_model_origin": study.cost_model.provenance.origin,
-        "acceptance": config.acceptance,
+        "acceptance": study.acceptance,
         "acceptance_mismatch": list(study.acceptance_mismatch),
         "seed": config.seed,
         "slo": config.slo,

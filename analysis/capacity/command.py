@@ -178,7 +178,10 @@ def _command(argv: Sequence[str] | None) -> int:
         record.write("\n")
     (out / "journal.jsonl").unlink(missing_ok=True)
     for note in notes:
-        warnings.warn(note, stacklevel=1)
+        if note not in study.acceptance_mismatch:
+            warnings.warn(note, stacklevel=1)
+    for note in study.acceptance_mismatch:
+        print(f"NOTE: {note}")
     print("\n".join([report["answer"]["headline"], *report["answer"]["sentences"], ""]))
     print(tables.as_text(tables.sizes(report)))
     print(f"\nWrote {out}/report.html, report.pdf, report.json")

@@ -56,7 +56,7 @@ def build_report(
             "offered_req_s": offered,
         },
         "cost_model": _cost_model(model),
-        "acceptance": short_name(study.config.acceptance),
+        "acceptance": short_name(study.acceptance),
         "acceptance_mismatch": list(study.acceptance_mismatch),
         "assumed_acceptance": _assumed(scenario.acceptance),
         "slo": {"name": slo.name, "ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms},

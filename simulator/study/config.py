@@ -105,6 +105,11 @@ class Study:
     acceptance_mismatch: tuple[str, ...]
     """A sentence on each cost model whose own acceptance profile is not the one used."""
 
+    @property
+    def acceptance(self) -> str:
+        """The profile in use, as ``--acceptance`` names it."""
+        return self.config.acceptance or DEFAULT_PROFILE
+
 
 def load_study(config: RunConfig) -> Study:
     """Load and check everything before the first simulated step."""
@@ -117,8 +122,9 @@ def load_study(config: RunConfig) -> Study:
     cost_model = load_cost_model(config.cost_model)
     named = [pool.cost_model for pool in config.fleet.pools]
     pool_models = {name: load_cost_model(name) for name in named if name is not None}
-    config, mismatches = _with_acceptance(config, {config.cost_model: cost_model} | pool_models)
-    acceptance = load_acceptance(config.acceptance or DEFAULT_PROFILE)
+    models = {config.cost_model: cost_model} | pool_models
+    profile, mismatches = _acceptance(config, models)
+    acceptance = load_acceptance(profile)
     trace = load_trace(config.trace)
     runs = [
         Run(
@@ -146,7 +152,7 @@ def load_study(config: RunConfig) -> Study:
     for run in runs:
         run.scenario.check()
     return Study(
-        config=config,
+        config=with_flags(config, acceptance=profile),
         trace=trace,
         cost_model=cost_model,
         runs=tuple(runs),
@@ -154,10 +160,8 @@ def load_study(config: RunConfig) -> Study:
     )
 
 
-def _with_acceptance(
-    config: RunConfig, models: Mapping[str, CostModel]
-) -> tuple[RunConfig, tuple[str, ...]]:
-    """The profile decided, and a warning on every cost model of the fleet that it is not of."""
+def _acceptance(config: RunConfig, models: Mapping[str, CostModel]) -> tuple[str, tuple[str, ...]]:
+    """The profile to use, and a warning on every cost model of the fleet that it is not of."""
     used = [pool.cost_model or config.cost_model for pool in config.fleet.pools]
     used = list(dict.fromkeys(used)) or [config.cost_model]
     profile = config.acceptance or default_profile(models[used[0]], used[0])
@@ -165,7 +169,7 @@ def _with_acceptance(
     found = tuple(sentence for sentence in said if sentence)
     for sentence in found:
         warnings.warn(sentence, stacklevel=3)
-    return with_flags(config, acceptance=profile), found
+    return profile, found
 
 
 _COMMON_FLAGS = (

@@ -47,6 +47,8 @@ class Task:
     """By name; the current policy first."""
     warnings: list[str]
     """How the parts fit."""
+    acceptance_mismatch: tuple[str, ...]
+    """Those of them on an acceptance profile that is not the cost model's own."""
 
     @property
     def whole(self) -> Scenario:
@@ -114,4 +116,5 @@ def load_task(arguments: argparse.Namespace) -> Task:
         ),
         incumbents=incumbents,
         warnings=[str(warning.message) for warning in caught],
+        acceptance_mismatch=study.acceptance_mismatch,
     )
