@@ -176,7 +176,7 @@ def provenance(replays: Sequence[Replay]) -> list[str]:
     if stopped:
         parts.append(f"partial: interrupted before the end ({', '.join(stopped)})")
     said = dict.fromkeys(note for s in summaries for note in s.acceptance_mismatch)
-    return [*footer_lines(parts), *sentence_lines(said)]
+    return [*sentence_lines(said), *footer_lines(parts)]
 
 
 def sentence_lines(sentences: Iterable[str]) -> list[str]:
