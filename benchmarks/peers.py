@@ -1,16 +1,16 @@
 """Requests per CPU-second of the whole command, beside another simulator's on the same trace.
 
     nox -s peers
+    python -m benchmarks.peers [--rounds N]     # where requirements/peers*.txt are installed
 
-or, where `requirements/peers.txt` and `peers-nodeps.txt` are installed, `python -m benchmarks.peers`.
-The peer is Dynamo's replay 1.4.2, which simulates every iteration of an engine as this project does.
-One trace in Mooncake's format, Poisson arrivals at 6.45 requests/s with the lengths that
+The peer is Dynamo's replay 1.4.2, which simulates every iteration of an engine as this project
+does. One trace in Mooncake's format, Poisson arrivals at 6.45 requests/s with the lengths that
 ``replay_speed`` draws and no shared prefixes, is cut after 2,000 and after 42,000 requests. Each
 command reads it, simulates one replica and writes what it writes by default; CPU seconds are those
 of the process and of every process that it waited for. What counts is the slope between the two
-lengths, so that start-up is in neither; the commands take turns, the median of the rounds counts and
-their spread stands beside it. The trace in this project's own format is converted beforehand
-(``dspark traces convert``). Writes ``benchmarks/results/peers.json``.
+lengths, so that start-up is in neither; the commands take turns, the medians of the rounds count
+and the slope of each round stands beside them. The trace in this project's own format is converted
+beforehand (``dspark traces convert``). Writes ``benchmarks/results/peers.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.provenance import ROOT, provenance
 from benchmarks.replay_speed import RATE, lengths, poisson_trace
@@ -35,7 +35,7 @@ PEER = "ai-dynamo-runtime"
 VERSION = "1.4.2"
 LENGTHS = (2_000, 42_000)
 BLOCK_TOKENS = 512
-OURS = {"none": ("none",), "global": ("global",)}
+OURS = ("none", "global")
 DYNAMO = f"Dynamo replay {VERSION}"
 
 
@@ -111,27 +111,41 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         for command in commands(folder, LENGTHS[0]).values():
             cpu_s(command, folder)  # compiles, or fills the disk's cache
         short, long = (commands(folder, requests) for requests in LENGTHS)
-        rates: dict[str, list[float]] = {name: [] for name in short}
-        starts: dict[str, list[float]] = {name: [] for name in short}
+        seconds: dict[str, list[Cost]] = {name: [] for name in short}
         for _ in range(rounds):
-            for name in short:
-                few, many = cpu_s(short[name], folder), cpu_s(long[name], folder)
-                rates[name].append((LENGTHS[1] - LENGTHS[0]) / (many - few))
-                starts[name].append(few - LENGTHS[0] / rates[name][-1])
-                print(f"{name}: {rates[name][-1]:,.0f} requests per CPU-second", flush=True)
-    return [row(name, rates, starts[name]) for name in rates]
+            for name, found in seconds.items():
+                found.append(Cost(cpu_s(short[name], folder), cpu_s(long[name], folder)))
+                print(f"{name}: {found[-1].rate:,.0f} requests per CPU-second", flush=True)
+    peer = median(seconds[DYNAMO]).rate
+    return [row(name, found, peer) for name, found in seconds.items()]
 
 
-def row(name: str, rates: dict[str, list[float]], starts: list[float]) -> dict[str, Any]:
-    """Medians over the rounds, with the least and the most."""
-    times = [one / other for one, other in zip(rates[name], rates[DYNAMO], strict=True)]
+class Cost(NamedTuple):
+    """CPU seconds of one command on both lengths of the trace."""
+
+    few_s: float
+    many_s: float
+
+    @property
+    def rate(self) -> float:
+        """Requests per CPU-second, start-up excluded."""
+        return (LENGTHS[1] - LENGTHS[0]) / (self.many_s - self.few_s)
+
+
+def median(found: list[Cost]) -> Cost:
+    """Of each length by itself: start-up varies by more than the short trace takes."""
+    return Cost(*(statistics.median(values) for values in zip(*found, strict=True)))
+
+
+def row(name: str, found: list[Cost], peer: float) -> dict[str, Any]:
+    """The slope between the medians, and those of the single rounds, least to most."""
+    middle, rates = median(found), sorted(one.rate for one in found)
     return {
         "command": name if name == DYNAMO else f"python -m simulator.run --policy {name}",
-        "requests_per_cpu_s": round(statistics.median(rates[name])),
-        "spread": [round(min(rates[name])), round(max(rates[name]))],
-        "times_the_peer": round(statistics.median(times), 2),
-        "times_spread": [round(min(times), 2), round(max(times), 2)],
-        "start_up_cpu_s": round(statistics.median(starts), 2),
+        "requests_per_cpu_s": round(middle.rate),
+        "by_round": [round(rate) for rate in rates],
+        "times_the_peer": round(middle.rate / peer, 2),
+        "cpu_s": [round(middle.few_s, 2), round(middle.many_s, 2)],
     }
 
 
