@@ -8,9 +8,10 @@ does. One trace in Mooncake's format, Poisson arrivals at 6.45 requests/s with t
 ``replay_speed`` draws and no shared prefixes, is cut after 2,000 and after 42,000 requests. Each
 command reads it, simulates one replica and writes what it writes by default; CPU seconds are those
 of the process and of every process that it waited for. What counts is the slope between the two
-lengths, so that start-up is in neither; the commands take turns, the medians of the rounds count
-and the slope of each round stands beside them. The trace in this project's own format is converted
-beforehand (``dspark traces convert``). Writes ``benchmarks/results/peers.json``.
+lengths, so that start-up is in neither; the commands take turns, and the medians of the rounds
+count. Beside them stand the least, since other work on the machine can only add, and every round's
+seconds. The trace in this project's own format is converted beforehand (``dspark traces convert``).
+Writes ``benchmarks/results/peers.json``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,9 +117,8 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         for _ in range(rounds):
             for name, found in seconds.items():
                 found.append(Cost(cpu_s(short[name], folder), cpu_s(long[name], folder)))
-                print(f"{name}: {found[-1].rate:,.0f} requests per CPU-second", flush=True)
-    peer = median(seconds[DYNAMO]).rate
-    return [row(name, found, peer) for name, found in seconds.items()]
+                print(f"{name}: {found[-1].few_s:.2f} and {found[-1].many_s:.2f} s", flush=True)
+    return [row(name, found, seconds[DYNAMO]) for name, found in seconds.items()]
 
 
 class Cost(NamedTuple):
@@ -132,26 +133,33 @@ class Cost(NamedTuple):
         return (LENGTHS[1] - LENGTHS[0]) / (self.many_s - self.few_s)
 
 
-def median(found: list[Cost]) -> Cost:
-    """Of each length by itself: start-up varies by more than the short trace takes."""
-    return Cost(*(statistics.median(values) for values in zip(*found, strict=True)))
+def pick(found: list[Cost], choose: Callable[[Sequence[float]], float]) -> Cost:
+    """One of each length by itself: start-up varies by more than a short trace takes."""
+    return Cost(*(choose(values) for values in zip(*found, strict=True)))
 
 
-def row(name: str, found: list[Cost], peer: float) -> dict[str, Any]:
-    """The slope between the medians, and those of the single rounds, least to most."""
-    middle, rates = median(found), sorted(one.rate for one in found)
+def row(name: str, found: list[Cost], peers: list[Cost]) -> dict[str, Any]:
+    """The slope between the medians of the rounds, that between the least, and what was timed."""
+    middle, least = (pick(found, choose) for choose in (statistics.median, min))
+    peer, peer_least = (pick(peers, choose) for choose in (statistics.median, min))
     return {
         "command": name if name == DYNAMO else f"python -m simulator.run --policy {name}",
         "requests_per_cpu_s": round(middle.rate),
-        "by_round": [round(rate) for rate in rates],
-        "times_the_peer": round(middle.rate / peer, 2),
-        "cpu_s": [round(middle.few_s, 2), round(middle.many_s, 2)],
+        "times_the_peer": round(middle.rate / peer.rate, 2),
+        "least": {
+            "requests_per_cpu_s": round(least.rate),
+            "times_the_peer": round(least.rate / peer_least.rate, 2),
+        },
+        "cpu_s": {
+            str(requests): [round(seconds, 2) for seconds in values]
+            for requests, values in zip(LENGTHS, zip(*found, strict=True), strict=True)
+        },
     }
 
 
 def _command() -> int:
     parser = Parser(prog="python -m benchmarks.peers", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="of each command (default: 3)")
+    parser.add_argument("--rounds", type=int, default=7, help="of each command (default: 7)")
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="result file (default: benchmarks/results/peers.json)"
     )
@@ -167,7 +175,7 @@ def _command() -> int:
     default = make_folder(Path(__file__).parent / "results") / "peers.json"
     write_json(arguments.out or default, result)
     for found in result["commands"]:
-        print("  ".join(f"{key}={value}" for key, value in found.items()))
+        print("  ".join(f"{key}={value}" for key, value in found.items() if key != "cpu_s"))
     return 0
 
 
