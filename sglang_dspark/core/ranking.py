@@ -127,11 +127,11 @@ def sort_candidates(survival: Floats, out: Floats, counts: Ints) -> int:
         for k in range(columns):
             above = _place(_bin_of(survival[r, k], bins) + 1)
             counts[above] += survival[r, k] >= SURVIVAL_FLOOR
-    crowd = 0
-    for b in range(bins):
-        crowd = max(crowd, counts[b + 1])
-        counts[b + 1] += counts[b]
-    total = counts[bins]
+    crowd = total = 0
+    for b in range(1, bins + 1):
+        crowd = max(crowd, counts[b])
+        total += counts[b]
+        counts[b] = total
     for r in range(rows):
         for k in range(columns):
             bin_at = _place(_bin_of(survival[r, k], bins))
