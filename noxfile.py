@@ -1,4 +1,7 @@
-"""One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them."""
+"""One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them.
+
+``nox -s peers`` runs only where it is asked for: it measures and tests nothing.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -114,3 +117,11 @@ def steer(session: nox.Session) -> None:
         *session.posargs,
         env=_QUIET_THREADS | {"PYTHONPATH": str(_STAND_IN)},
     )
+
+
+@nox.session(default=False)
+def peers(session: nox.Session) -> None:
+    """Requests per CPU-second beside Dynamo's replay: ``python -m benchmarks.peers``."""
+    _install(session, "-r", "requirements/peers.txt", "-e", ".")
+    _install(session, "--no-deps", "-r", "requirements/peers-nodeps.txt")
+    session.run("python", "-m", "benchmarks.peers", *session.posargs, env=_QUIET_THREADS)

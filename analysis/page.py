@@ -175,7 +175,17 @@ def provenance(replays: Sequence[Replay]) -> list[str]:
     stopped = [replay.path.resolve().name for replay in replays if replay.summary.interrupted]
     if stopped:
         parts.append(f"partial: interrupted before the end ({', '.join(stopped)})")
-    return footer_lines(parts)
+    said = dict.fromkeys(note for s in summaries for note in s.acceptance_mismatch)
+    return [*sentence_lines(said), *footer_lines(parts)]
+
+
+def sentence_lines(sentences: Iterable[str]) -> list[str]:
+    """Sentences as lines of a footer, each from a line of its own."""
+    return [
+        line
+        for sentence in sentences
+        for line in textwrap.wrap(f"Note: {sentence}.", _FOOTER_CHARACTERS, break_on_hyphens=False)
+    ]
 
 
 def footer_lines(parts: Iterable[str]) -> list[str]:

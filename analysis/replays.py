@@ -7,7 +7,7 @@ those of ``simulator.study.metrics``; knows nothing of drawing.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class Summary:
     """Of all replicas."""
     interrupted: bool
     policies: list[Row]
+    acceptance_mismatch: list[str] = field(default_factory=list)
+    """Sentences on an acceptance profile that is not the cost model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

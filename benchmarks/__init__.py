@@ -9,6 +9,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``first_start``: import, and compiling into an empty cache
 - ``replay_speed``: requests per CPU-second
 - ``fleet_speed``: a fleet of 64 replicas
+- ``peers``: the whole command beside another simulator's
 - ``policy_speed``: how long a budget decision takes
 - ``step_log_cost``: what watching a step costs a server
 - ``recorder_cost``: what recording requests costs it

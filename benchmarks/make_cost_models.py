@@ -40,6 +40,7 @@ from sglang_dspark.core.costs.schema import (
     HostCost,
     Memory,
     PrefillCost,
+    PricedDrafter,
     Provenance,
     StepTable,
     ValidRange,
@@ -104,6 +105,9 @@ MODELS = {
 }
 """The models' config.json files."""
 
+OWN_PROFILES = {"qwen3-4b": "dspark-qwen3-4b"}
+"""Acceptance by position is published for one of the models; of the others lengths alone are."""
+
 ASSUMED_MBU = 0.80
 ASSUMED_LOGIT_PASSES = 4.0
 
@@ -119,6 +123,19 @@ def published(key: str) -> dict[str, Any]:
     """One record of ``published_step_costs.json``."""
     record: dict[str, Any] = read_json(PUBLISHED)["records"][key]
     return record
+
+
+def drafter_of(model: str) -> PricedDrafter:
+    """DSpark as DeepSpec trains it for one of ``MODELS``."""
+    label, own = MODELS[model][0], OWN_PROFILES.get(model)
+    return PricedDrafter(
+        name=f"DSpark for {label}",
+        acceptance=own,
+        note="the DSpark paper's drafter of seven tokens"
+        if own
+        else f"none of its own: acceptance by position is published for Qwen3-4B only; replay "
+        f"rounds of a drafter for {label} where you have them",
+    )
 
 
 def fitted_efficiency() -> Fit:
@@ -202,6 +219,7 @@ def analytic_model(gpu: str, model: str, fit: Fit) -> CostModel:
         )
         if timed
         else None,
+        drafter=drafter_of(model),
         roofline=RooflineCost(
             model=config,
             gpu=sheet,
@@ -236,6 +254,7 @@ def h200_published(fit: Fit) -> CostModel:
         ),
         valid_range=ValidRange(tokens=(8, 1024), requests=(1, 128), context_tokens=(0, 0)),
         fit_error=None,
+        drafter=drafter_of("qwen3-14b"),
         table=StepTable(
             tokens=tuple(m for m, _ in record["verify_ms"]),
             seconds=tuple(_seconds(record["verify_ms"])),
@@ -297,6 +316,12 @@ def b300_published() -> CostModel:
             context_tokens=(8192, 8192),
         ),
         fit_error=None,
+        drafter=PricedDrafter(
+            name="DSpark of DeepSeek-V4-Flash",
+            acceptance="dspark5-v4",
+            note="DSpark-5 as published: accepted lengths of V4-Pro's on coding, other domains "
+            "assumed; five of the seven positions that are priced",
+        ),
         table=StepTable(
             tokens=tuple(tokens),
             seconds=tuple(verify),

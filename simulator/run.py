@@ -140,7 +140,8 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "trace_sha256": study.trace.sha256,
         "cost_model": study.cost_model.name,
         "cost_model_origin": study.cost_model.provenance.origin,
-        "acceptance": config.acceptance,
+        "acceptance": study.acceptance,
+        "acceptance_mismatch": list(study.acceptance_mismatch),
         "seed": config.seed,
         "slo": config.slo,
         "current": current,
@@ -218,19 +219,20 @@ def _command(arguments: argparse.Namespace) -> int:
         warnings.simplefilter("always")
         study = load_study(config)
     provenance = {"version": sglang_dspark.__version__, "trace_sha256": study.trace.sha256}
-    config = with_flags(config, provenance=provenance)
+    config = with_flags(study.config, provenance=provenance)
     default = Path("results") / study.trace.name
     with claimed(arguments.out, default, config, force=arguments.force) as out:
         results, interrupted, summary = _replayed(arguments, study, config, out, caught)
-    notes = summary["warnings"]
-    for note in notes:
-        warnings.warn(note, stacklevel=1)
+    above = [] if arguments.json else study.acceptance_mismatch
+    for note in summary["warnings"]:
+        if note not in above:
+            warnings.warn(note, stacklevel=1)
     if arguments.json:
         shown = dict(summary)
         shown["policies"] = [r.row | {"cpu_s": round(r.cpu_s, 3)} for r in results]
         print(json.dumps(shown, allow_nan=False))
     else:
-        print(_heading(summary, study) + "\n")
+        print("\n".join([_heading(summary, study), *(f"NOTE: {note}" for note in above), ""]))
         print(format_table(summary["policies"], interrupted=interrupted))
         print(format_notes(summary))
         print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, "

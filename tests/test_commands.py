@@ -192,7 +192,7 @@ def test_what_is_listed_can_be_named(kind: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.example
 def test_what_a_row_says(capsys: pytest.CaptureFixture[str]) -> None:
     for kind, line in {
-        "cost-models": "h200-qwen3-8b-analytic analytic Qwen3-8B 1x H200 SXM 141GB",
+        "cost-models": "h200-qwen3-8b-analytic analytic Qwen3-8B 1x H200 SXM 141GB none of its own",
         "policies": "none plain decoding, no draft",
         "slos": "interactive 500 30",
         "acceptance": "mtp1 1 MTP-1 of DeepSeek-V4-Pro chat 1.57, code 1.79, math 1.82",

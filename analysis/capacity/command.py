@@ -240,7 +240,7 @@ def _command(argv: Sequence[str] | None) -> int:
         atomic_write(out / "report.pdf", "wb") as document,
         atomic_write(out / "report.json") as record,
     ):
-        notes = [str(warning.message) for warning in caught]
+        notes = list(dict.fromkeys(str(warning.message) for warning in caught))
         report = _reported(study, inquiry, arguments, out / "journal.jsonl", notes, idle_cut_s)
         drawings = draw_all(report, study.trace)
         page.write(html_report(report, drawings))
@@ -249,7 +249,10 @@ def _command(argv: Sequence[str] | None) -> int:
         record.write("\n")
     (out / "journal.jsonl").unlink(missing_ok=True)
     for note in notes:
-        warnings.warn(note, stacklevel=1)
+        if note not in study.acceptance_mismatch:
+            warnings.warn(note, stacklevel=1)
+    for note in study.acceptance_mismatch:
+        print(f"NOTE: {note}")
     print("\n".join([report["answer"]["headline"], *report["answer"]["sentences"], ""]))
     print(tables.as_text(tables.sizes(report)))
     print(f"\nWrote {out}/report.html, report.pdf, report.json")

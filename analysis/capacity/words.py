@@ -79,6 +79,7 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
         + _parts(model)
         + _fit(model["fit_error"])
     ]
+    said += [f"Whose acceptance: {sentence}." for sentence in report["acceptance_mismatch"]]
     if report["traffic"][chosen]["replica_req_s"] is None:
         return said
     said.append(

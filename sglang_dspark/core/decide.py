@@ -42,6 +42,11 @@ from sglang_dspark.core.tables import (
     Workspace,
 )
 
+_LOOK_AHEAD = 16
+"""Candidates between two looks at whether the rest can still win."""
+_ROUNDING = 1.0 + 1e-9
+"""More than sums of thousands of survivals are off by."""
+
 
 @compiled
 def _reference_step_s(costs: CostTables, tokens: int, requests: int) -> float:
@@ -79,6 +84,11 @@ def best_budget(costs: CostTables, candidates: Floats, total: int, requests: int
         if rate > best_rate:
             best_rate = rate
             best = b
+        # Steps get no faster, and none of the rest is worth more than this one.
+        if b % _LOOK_AHEAD == 0:
+            most = expected + (limit - b) * candidates[b - 1]
+            if most * _ROUNDING < best_rate * step_s:
+                break
     return best
 
 

@@ -18,6 +18,8 @@ MOST_BINS = 8192
 """More than these leave the L1 cache and cost more than the disorder they save."""
 
 _INSERTION_LIMIT = 24
+_FEW = 256
+"""Up to so many candidates, passing over empty bins costs more than the disorder they save."""
 
 
 @compiled
@@ -31,6 +33,12 @@ def _bins_for(candidates: int) -> int:
 @compiled
 def _bin_of(survival: float, bins: int) -> int:
     return min(int((1.0 - survival) * bins), bins - 1)
+
+
+@compiled
+def _place(index: int) -> np.uint64:
+    """An index that is not negative: a signed one may count from the end, which costs a test."""
+    return np.uint64(index)
 
 
 @compiled
@@ -111,23 +119,25 @@ def sort_candidates(survival: Floats, out: Floats, counts: Ints) -> int:
     worst. ``out`` holds R * K values, ``counts`` at least ``MOST_BINS + 1``.
     """
     rows, columns = survival.shape
-    bins = _bins_for(2 * rows * columns)
+    candidates = rows * columns
+    bins = _bins_for(candidates if candidates <= _FEW else 2 * candidates)
     counts[: bins + 1] = 0
     # No branch on a value: a wrongly predicted one costs more than the work it saves.
     for r in range(rows):
         for k in range(columns):
-            counts[_bin_of(survival[r, k], bins) + 1] += survival[r, k] >= SURVIVAL_FLOOR
-    crowd = 0
-    for b in range(bins):
-        crowd = max(crowd, counts[b + 1])
-        counts[b + 1] += counts[b]
-    total = counts[bins]
+            above = _place(_bin_of(survival[r, k], bins) + 1)
+            counts[above] += survival[r, k] >= SURVIVAL_FLOOR
+    crowd = total = 0
+    for b in range(1, bins + 1):
+        crowd = max(crowd, counts[b])
+        total += counts[b]
+        counts[b] = total
     for r in range(rows):
         for k in range(columns):
-            b = _bin_of(survival[r, k], bins)
+            bin_at = _place(_bin_of(survival[r, k], bins))
             # A value below the floor lands in a place that is filled later or lies beyond the end.
-            out[counts[b]] = survival[r, k]
-            counts[b] += survival[r, k] >= SURVIVAL_FLOOR
+            out[_place(counts[bin_at])] = survival[r, k]
+            counts[bin_at] += survival[r, k] >= SURVIVAL_FLOOR
     if crowd > _INSERTION_LIMIT:
         start = 0
         for b in range(bins):  # counts[b] is now the end of bin b
@@ -156,7 +166,8 @@ def assign_slots(survival: Floats, slots: int, lengths: Ints, values: Floats, co
     for r in range(rows):
         valid = 0
         for k in range(columns):
-            counts[_bin_of(survival[r, k], bins)] += survival[r, k] >= SURVIVAL_FLOOR
+            bin_at = _place(_bin_of(survival[r, k], bins))
+            counts[bin_at] += survival[r, k] >= SURVIVAL_FLOOR
             valid += survival[r, k] >= SURVIVAL_FLOOR
         lengths[r] = valid
         total += valid

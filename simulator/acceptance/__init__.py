@@ -6,5 +6,6 @@ In order of import:
 - ``profile``: the fitted kind, a JSON file of parameters
 - ``recorded``: the empirical kind, a log of rounds
 - ``load``: either by name or path
+- ``whose``: the profile that a cost model names as its own, and what is said of another
 - ``published``: what makes the shipped ``profiles`` from published figures
 """

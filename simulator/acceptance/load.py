@@ -28,6 +28,11 @@ _DRAFTERS = {
 """Whose acceptance the shipped profiles are."""
 
 
+def drafter_of(name: str) -> str | None:
+    """Whose acceptance a shipped profile is; None for a file, which does not say."""
+    return _DRAFTERS.get(name)
+
+
 class AcceptanceProfile(Protocol):
     """A source of acceptance tables: fitted (JSON) or recorded (Parquet)."""
 

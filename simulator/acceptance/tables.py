@@ -43,6 +43,7 @@ _REQUEST_STEP = -1  # the key of what belongs to a request and to none of its ro
 _STATE_STREAM = MAX_GAMMA  # streams 0..14 belong to the positions
 _SECOND_NORMAL = np.uint64(NORMAL_BITS)
 
+_ONE = np.uint64(1)
 _NEAR = 16
 _PASSES = 0.5
 """Assumed; the digital twin's ``tokens_per_request_step``, measured and predicted, checks it."""
@@ -116,7 +117,8 @@ def acceptance_probability(sigmoid: FloatArray, logit: float) -> float:
     """sigmoid(logit) from the table: arithmetic only, so the same bits on every machine."""
     place = (min(max(logit, -_SIGMOID_REACH), _SIGMOID_REACH) + _SIGMOID_REACH) * _SIGMOID_PER_UNIT
     cell = int(place)
-    return sigmoid[cell] + (place - cell) * (sigmoid[cell + 1] - sigmoid[cell])
+    at = np.uint64(cell)  # a signed index may count from the end, which costs instructions
+    return sigmoid[at] + (place - cell) * (sigmoid[at + _ONE] - sigmoid[at])
 
 
 @inlined

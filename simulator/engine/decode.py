@@ -7,12 +7,14 @@ would accept (``memory.outcome``) is drawn here and never shown to it. Retractio
 
 from __future__ import annotations
 
+import numpy as np
+
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import PREFILL_MEMORY, Circumstances, fill_weights, slack_seconds
 from sglang_dspark.core.state import Floats
-from sglang_dspark.core.survival import fill_survival, fill_survival_float32
+from sglang_dspark.core.survival import fill_survival_rows, fill_survival_rows_float32
 from sglang_dspark.core.tables import PolicyTables, Workspace
 from simulator.acceptance.tables import AcceptanceTables, begin_request, draw_round
 from simulator.engine.kv_cache import (
@@ -135,7 +137,8 @@ def draft(
     ``as_sglang``: survivals in the arithmetic of SGLang's own planner.
     """
     depth = engine.lag_steps + 1
-    for i in range(memory.state[0].running):
+    running = memory.state[0].running
+    for i in range(running):
         r = memory.running[i]
         request = memory.requests[r]
         accepted, step_state = draw_round(
@@ -147,26 +150,30 @@ def draft(
             request.difficulty,
             request.step_state,
             request.generated - 1,
-            memory.logits,
+            memory.logits[i],
         )
         request.step_state = step_state
+        memory.outcome[i] = accepted
+        if not request.drafts:
+            memory.outcome[i] = 0
+            memory.logits[i, 0] = -np.inf
+    # All rows at once, which the compiler does several at a time.
+    logits, survival = memory.logits[:running], memory.survival[:running]
+    if as_sglang:
+        fill_survival_rows_float32(logits, inverse_temperature, bias, survival)
+    else:
+        fill_survival_rows(logits, inverse_temperature, bias, survival)
+    for i in range(running):
+        request = memory.requests[memory.running[i]]
         place = request.history % depth
-        now = memory.ring[request.slot, place]
         if request.drafts:
-            memory.outcome[i] = accepted
             memory.ages[request.slot, place] = 0
-            if as_sglang:
-                fill_survival_float32(memory.logits, inverse_temperature, bias, now)
-            else:
-                fill_survival(memory.logits, inverse_temperature, bias, now)
-            _copy(now, memory.survival[i])
+            _copy(memory.survival[i], memory.ring[request.slot, place])
         else:
             request.undrafted += 1
             memory.state[0].undrafted += 1
-            memory.outcome[i] = 0
-            memory.survival[i] = 0.0
             _carry_forward(memory, request.slot, place, depth, request.history)
-        place = (request.history + 1) % depth
+        place = place + 1 if place + 1 < depth else 0
         known = request.history >= engine.lag_steps and memory.ages[request.slot, place] >= 0
         if known:
             _copy(memory.ring[request.slot, place], memory.stale[i])
@@ -197,6 +204,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
     verified_all = 0
     finished = 0
     kept = 0
+    common = 0
     batch = state.running
     for i in range(batch):
         r = memory.running[i]
@@ -224,7 +232,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
             request.history += 1
         emitted_all += emitted
         if request.last_emit_s == common_s:
-            memory.itl_counts[common_bin] += 1
+            common += 1
             request.longest_itl_s = max(request.longest_itl_s, common_gap_s)
         else:
             count_itl(memory, request, now_s)
@@ -236,6 +244,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
         else:
             memory.running[kept] = r
             kept += 1
+    memory.itl_counts[common_bin] += common
     state.running = kept
     state.last_decode_s = now_s
     state.decode_steps += 1

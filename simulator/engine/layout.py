@@ -246,7 +246,7 @@ class Memory(NamedTuple):
     weight: npt.NDArray[np.float64]
     """[max_running] scratch: what a token of each running request is worth."""
     logits: npt.NDArray[np.float64]
-    """[K] scratch."""
+    """[max_running, K] scratch: raw confidences, -inf where nothing was drafted."""
     outcome: npt.NDArray[np.int64]
     """[max_running] scratch: draft tokens the target would accept, unknown to the policy."""
     batch: npt.NDArray[np.int64]
@@ -293,7 +293,7 @@ def make_memory(
         slack_s=np.zeros(running),
         priority=np.zeros(running, np.int64),
         weight=np.ones(running),
-        logits=np.zeros(gamma),
+        logits=np.zeros((running, gamma)),
         outcome=np.zeros(running, np.int64),
         batch=np.zeros(running + 1, np.int64),
         batch_tokens=np.zeros(running + 1, np.int64),

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.schema import Provenance
+from sglang_dspark.core.costs.schema import PricedDrafter, Provenance
 from sglang_dspark.core.costs.tables import decode_step_seconds
 from sglang_dspark.files import make_folder, write_json
 from sglang_dspark.logs.acceptance_log import write_rounds
@@ -39,6 +39,8 @@ from traces import read_requests
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+ACCEPTANCE = "acceptance.parquet"
+"""Name of the acceptance log in the folder of a fit."""
 _MOST_EXTRAPOLATED = 0.1
 """Share of a position's rounds from beyond which its extrapolation is spoken of."""
 
@@ -181,10 +183,13 @@ class Calibrated:
         }
 
     def save(self, folder: Path, *, seed: int) -> None:
-        """The three files."""
+        """The three files; the cost model names the acceptance beside it as its own."""
         runs = self.acceptance.runs(self.log.rounds, seed=seed)
-        write_acceptance(folder / "acceptance.parquet", self.log, runs)
-        self.cost.model.save(folder / "cost_model.json")
+        write_acceptance(folder / ACCEPTANCE, self.log, runs)
+        drafter = PricedDrafter(
+            name="the logged server's", acceptance=ACCEPTANCE, note="from the same step log"
+        )
+        dataclasses.replace(self.cost.model, drafter=drafter).save(folder / "cost_model.json")
         write_json(folder / "fit.json", self.report())
 
 

@@ -31,7 +31,7 @@ from simulator.fleet.stage import Stage
 Progress = Callable[[int], None]
 Wait = Generator[simpy.Event, Any, None]
 
-_BUNDLE = 64
+_BUNDLE = 256
 """Arrivals per replica in a window of a router that looks at no replica; only the number of windows
 depends on it."""
 

@@ -10,6 +10,8 @@ import bisect
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from simulator.engine.layout import Records
 from simulator.fleet.replica import AWAY, DRAINING, OFF, STARTING, UP, Replica
 from simulator.fleet.routing import View, make_router
@@ -55,10 +57,9 @@ class Stage:
         if not self.view.open:
             return
         due, self.waiting = self.waiting, []
+        self._ready_s[due] = np.maximum(self._ready_s[due], now_s)
         bags: dict[int, list[int]] = {}
         for r in due:
-            if self._ready_s[r] < now_s:
-                self._ready_s[r] = now_s
             chosen = self.router.pick(r)
             if self.shedder:
                 if self.shedder.refuses(r, chosen):

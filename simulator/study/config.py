@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from sglang_dspark.core.policy import (
 )
 from sglang_dspark.files import read_record
 from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance, shipped_profiles
+from simulator.acceptance.whose import default_profile, mismatch
 from simulator.engine.config import EngineConfig
 from simulator.fleet.config import FleetConfig
 from simulator.fleet.judged import WARM_UP
@@ -45,8 +48,8 @@ class RunConfig:
     is among the policies, else the first."""
     cost_model: str = DEFAULT_COST_MODEL
     """Shipped name or file."""
-    acceptance: str = DEFAULT_PROFILE
-    """Shipped name or file."""
+    acceptance: str | None = None
+    """Shipped name or file; None: the cost model's own, else the shipped default."""
     replicas: int = 1
     """Replicas behind one router."""
     rate: float = 1.0
@@ -126,9 +129,17 @@ class Study:
     """A run configuration with its files loaded."""
 
     config: RunConfig
+    """With the acceptance profile that is used."""
     trace: Trace
     cost_model: CostModel
     runs: tuple[Run, ...]
+    acceptance_mismatch: tuple[str, ...]
+    """A sentence on each cost model whose own acceptance profile is not the one used."""
+
+    @property
+    def acceptance(self) -> str:
+        """The profile in use, as ``--acceptance`` names it."""
+        return self.config.acceptance or DEFAULT_PROFILE
 
 
 def load_study(config: RunConfig) -> Study:
@@ -140,10 +151,12 @@ def load_study(config: RunConfig) -> Study:
             raise ValueError(f"policies name {label!r} twice; list it once or rename its file")
     slo = parse_slo(config.slo)
     cost_model = load_cost_model(config.cost_model)
-    acceptance = load_acceptance(config.acceptance)
-    trace = load_trace(config.trace)
     named = [pool.cost_model for pool in config.fleet.pools]
     pool_models = {name: load_cost_model(name) for name in named if name is not None}
+    models = {config.cost_model: cost_model} | pool_models
+    profile, mismatches = _acceptance(config, models)
+    acceptance = load_acceptance(profile)
+    trace = load_trace(config.trace)
     runs = [
         Run(
             label=label,
@@ -170,7 +183,25 @@ def load_study(config: RunConfig) -> Study:
     bounds_s(trace, slo)
     for run in runs:
         run.scenario.check()
-    return Study(config=config, trace=trace, cost_model=cost_model, runs=tuple(runs))
+    return Study(
+        config=with_flags(config, acceptance=profile),
+        trace=trace,
+        cost_model=cost_model,
+        runs=tuple(runs),
+        acceptance_mismatch=mismatches,
+    )
+
+
+def _acceptance(config: RunConfig, models: Mapping[str, CostModel]) -> tuple[str, tuple[str, ...]]:
+    """The profile to use, and a warning on every cost model of the fleet that it is not of."""
+    used = [pool.cost_model or config.cost_model for pool in config.fleet.pools]
+    used = list(dict.fromkeys(used)) or [config.cost_model]
+    profile = config.acceptance or default_profile(models[used[0]], used[0])
+    said = [mismatch(models[source], source, profile) for source in used]
+    found = tuple(sentence for sentence in said if sentence)
+    for sentence in found:
+        warnings.warn(sentence, stacklevel=3)
+    return profile, found
 
 
 _COMMON_FLAGS = (
@@ -186,7 +217,7 @@ def flag_help(name: str) -> str:
         "cost_model": f"what a step costs: {', '.join(shipped_cost_models())}, or a .json file "
         f"(default: {DEFAULT_COST_MODEL})",
         "acceptance": f"what is accepted: {', '.join(shipped_profiles())}, or a .json or .parquet "
-        f"file (default: {DEFAULT_PROFILE})",
+        f"file (default: the cost model's own, else {DEFAULT_PROFILE})",
         "slo": f"bounds on latency: {', '.join(PRESETS)}, or two numbers like 500:30 "
         f"(default: {RunConfig.slo})",
         "replicas": f"replicas behind one router (default: {RunConfig.replicas})",

@@ -150,7 +150,10 @@ def _command(arguments: argparse.Namespace) -> int:
     save_policy(out / "policy.json", dataclasses.replace(search.best(), note=note))
     write_json(out / "summary.json", summary)
     for text in summary["warnings"]:
-        warnings.warn(text, stacklevel=1)
+        if text not in task.acceptance_mismatch:
+            warnings.warn(text, stacklevel=1)
+    for text in task.acceptance_mismatch:
+        print(f"NOTE: {text}")
     print(format_summary(summary))
     print(f"\nWrote {out}/policy.json, summary.json")
     if found is None:

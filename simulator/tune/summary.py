@@ -73,6 +73,7 @@ def summarise(
         "cost_model": task.whole.cost_model.name,
         "cost_model_origin": task.whole.cost_model.provenance.origin,
         "acceptance": config.acceptance,
+        "acceptance_mismatch": list(task.acceptance_mismatch),
         "seed": config.seed,
         "slo": config.slo,
         "rate": config.rate,

@@ -46,6 +46,8 @@ class Task:
     """By name; the current policy first."""
     warnings: list[str]
     """How the parts fit."""
+    acceptance_mismatch: tuple[str, ...]
+    """Those of them on an acceptance profile that is not the cost model's own."""
 
     @property
     def whole(self) -> Scenario:
@@ -99,7 +101,7 @@ def load_task(arguments: argparse.Namespace) -> Task:
     whole = replace(run.scenario, concurrency=None)
     names = tuple(arguments.policy or ())
     return Task(
-        config=config,
+        config=study.config,
         current=arguments.current,
         config_file=arguments.config,
         objective=arguments.objective,
@@ -112,4 +114,5 @@ def load_task(arguments: argparse.Namespace) -> Task:
         ),
         incumbents=incumbents,
         warnings=[str(warning.message) for warning in caught],
+        acceptance_mismatch=study.acceptance_mismatch,
     )

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
-from sglang_dspark.core.decide import decide
+from sglang_dspark.core.decide import best_budget, decide
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.tables import (
@@ -137,6 +137,23 @@ def test_global_spends_the_best_budget_of_all_on_the_best_current_tokens(
     # Any budget whose rate is the best up to rounding will do, the least of them in exact ties.
     best = [b for b, rate in enumerate(rates) if rate >= max(rates) * (1 - 1e-12)]
     assert found in [best_first(survival, b) for b in best]
+
+
+@pytest.mark.law
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(0, 400))
+def test_a_large_batch_gets_the_first_best_budget_of_all(seed: int, rows: int, room: int) -> None:
+    """Law: looking ahead ends the search where nothing better follows, stairs and cliffs or not."""
+    rng = np.random.default_rng(seed)
+    total = 7 * rows
+    candidates = np.sort(rng.uniform(1e-6, 1.0, total) ** rng.uniform(0.2, 5.0))[::-1].copy()
+    stairs = rng.choice(
+        [0.0, 0.0, 1e-6, 1e-3, 0.3], total + rows + 1, p=[0.4, 0.3, 0.2, 0.09, 0.01]
+    )
+    verify_s = 0.01 + np.cumsum(stairs)
+    most = min(total, room)
+    expected = np.cumsum([float(rows), *candidates[:most]])
+    rates = expected / verify_s[rows : rows + most + 1]
+    assert best_budget(costs_of(verify_s), candidates, total, rows, room) == int(np.argmax(rates))
 
 
 @pytest.mark.example

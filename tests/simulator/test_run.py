@@ -42,7 +42,7 @@ def test_the_default_run_compares_every_policy(
     out = tmp_path / "out"
     assert main([str(trace), "--out", str(out), "--jobs", "1", "--check", "--steps"]) == 0
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[4 : 4 + len(POLICIES)]] == POLICIES
+    assert [line.split()[0] for line in printed.splitlines()[5 : 5 + len(POLICIES)]] == POLICIES
     assert "below saturation" in printed
     assert "*" in printed
     assert sorted(p.name for p in out.iterdir()) == sorted([*FILES, "steps.parquet"])
@@ -65,7 +65,8 @@ def test_the_default_run_compares_every_policy(
 def test_json_prints_one_object_with_the_documented_fields(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = main([str(trace), "--json", "--policy", "global", "--out", str(tmp_path / "o")])
+    flags = ["--cost-model", "h200-qwen3-4b-analytic", "--policy", "global"]
+    status = main([str(trace), "--json", *flags, "--out", str(tmp_path / "o")])
     found = json.loads(capsys.readouterr().out)
     assert status == 0
     assert found.keys() >= {"trace", "cost_model", "acceptance", "seed", "gpus", "policies"}

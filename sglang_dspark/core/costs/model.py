@@ -1,12 +1,12 @@
 """``CostModel``: what one serving step costs on one replica, as a file states it.
 
-Owns the file format as a whole (schema 1), the choice of kind and the way to ``CostTables``.
+Owns the file format as a whole (schemas 1 and 2), the choice of kind and the way to ``CostTables``.
 The parts are in ``schema``, the formulas of kind ``roofline`` in ``roofline``, the pricing of a
 step in ``tables``. Knows no policy and no clock.
 
 A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
 ``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may
-leave those out: they are derived from its config and data sheet.
+leave those out: they are derived from its config and data sheet. Schema 2 added ``drafter``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from sglang_dspark.core.costs.schema import (
     HostCost,
     Memory,
     PrefillCost,
+    PricedDrafter,
     Provenance,
     StepTable,
     ValidRange,
@@ -43,7 +44,8 @@ from sglang_dspark.core.costs.schema import (
 from sglang_dspark.core.costs.tables import CostTables
 from sglang_dspark.files import atomic_write, decode_record, did_you_mean, read_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 KINDS = ("table", "additive", "roofline")
 SHIPPED = Path(__file__).parents[2] / "cost_models"
 
@@ -53,7 +55,7 @@ class CostModel:
     """Seconds, bytes and watts of one replica; ``ValueError`` when it contradicts itself."""
 
     schema_version: int
-    """1."""
+    """2, or 1 for a file without ``drafter``."""
     name: str
     """By which reports and results call it."""
     kind: str
@@ -62,6 +64,8 @@ class CostModel:
     valid_range: ValidRange
     fit_error: FitError | None
     """None where nothing was fitted."""
+    drafter: PricedDrafter | None = None
+    """None: the file does not say whose drafting it prices, as none of schema 1 does."""
     table: StepTable | None = None
     additive: AdditiveCost | None = None
     roofline: RooflineCost | None = None
@@ -77,11 +81,13 @@ class CostModel:
     watts: Watts | None = None
 
     def __post_init__(self) -> None:
-        if self.schema_version != SCHEMA_VERSION:
+        if self.schema_version not in READABLE:
             raise ValueError(
                 f"schema_version {self.schema_version} is not known; this release reads "
-                f"{SCHEMA_VERSION}: rewrite the file or upgrade"
+                f"{' and '.join(map(str, READABLE))}: rewrite the file or upgrade"
             )
+        if self.schema_version == 1 and self.drafter is not None:
+            raise ValueError("the 'drafter' block is one of schema 2; set schema_version to 2")
         if not self.name.strip():
             raise ValueError("the cost model's name is empty; give it one")
         check_choice("kind", self.kind, KINDS)
@@ -142,6 +148,14 @@ class CostModel:
                 f"cost model {self.name!r} has no memory block; add one or set kv_pool_tokens"
             )
         return self.memory.pool_tokens
+
+    @property
+    def acceptance(self) -> str | None:
+        """The acceptance profile that belongs to the model: a name or file; None: none of its own.
+
+        A file is named from the folder that the model's file is in.
+        """
+        return self.drafter.acceptance if self.drafter else None
 
     @property
     def gpus(self) -> int:
@@ -288,6 +302,7 @@ def describe_shipped() -> list[dict[str, Any]]:
             "origin": model.provenance.origin,
             "model": model.provenance.model,
             "hardware": model.provenance.hardware,
+            "acceptance": model.acceptance or "none of its own",
         }
         for model in models
     ]

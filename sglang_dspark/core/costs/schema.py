@@ -93,6 +93,31 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PricedDrafter:
+    """Whose drafting the model prices and whose acceptance belongs to it; since schema 2.
+
+    The target is ``provenance``'s model, the draft length ``draft``'s gamma.
+    """
+
+    name: str
+    """The drafter, as its publication or its owner calls it."""
+    acceptance: str | None = None
+    """The acceptance profile of this target and drafter: a shipped name, or a file beside the
+    model's. None: there is none of its own."""
+    note: str = ""
+    """How far the profile is its own, or why there is none."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError("drafter name is empty; write whose drafting the model prices")
+        if self.acceptance is not None and not self.acceptance.strip():
+            raise ValueError(
+                "drafter acceptance is empty; name a profile, or leave the key out where there is "
+                "none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidRange:
     """The step sizes the model vouches for, both ends included; beyond, it warns and is dear."""
 

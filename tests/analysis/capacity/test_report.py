@@ -243,6 +243,14 @@ def test_another_process_writes_the_same_bytes(folder: Path, trace: Path, tmp_pa
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+@pytest.mark.example
+def test_another_s_acceptance_is_said_on_the_first_page(report: dict[str, Any]) -> None:
+    (sentence,) = report["acceptance_mismatch"]
+    assert "names no acceptance profile of its own; accepted is what 'dspark-qwen3-4b'" in sentence
+    assert f"Whose acceptance: {sentence}." in _Page(first_page(report)).text
+    assert f"Warning: {sentence}." in report["limits"]
+
+
 @pytest.mark.law
 def test_no_text_is_cut_off_and_no_part_covers_another(report: dict[str, Any], trace: Path) -> None:
     drawings = draw_all(report, load_trace(trace))

@@ -51,7 +51,11 @@ def changed(keys: str, new: Any) -> dict[str, Any]:
 
 
 WRONG = [
-    ("schema_version", 2, "schema_version 2 is not known; this release reads 1"),
+    ("schema_version", 3, "schema_version 3 is not known; this release reads 1 and 2"),
+    ("schema_version", 1, "the 'drafter' block is one of schema 2; set schema_version to 2"),
+    ("drafter.name", " ", "drafter name is empty; write whose drafting the model prices"),
+    ("drafter.acceptance", "", "drafter acceptance is empty; name a profile, or leave the key"),
+    ("drafter.acceptence", "x", "unknown key 'acceptence'; did you mean 'acceptance'?"),
     ("name", " ", "the cost model's name is empty"),
     ("kind", "tabel", "kind 'tabel' is not known; use one of table, additive, roofline"),
     ("kind", "additive", "kind 'additive' must not carry a 'table' block"),
@@ -251,3 +255,21 @@ def test_a_roofline_file_needs_only_the_config_the_sheet_and_the_efficiency() ->
     np.testing.assert_allclose(
         model.tables(512, 64).draft_s, full.tables(512, 64).draft_s, rtol=1e-5
     )
+
+
+@pytest.mark.example
+def test_a_file_of_schema_1_is_read_and_names_no_drafter() -> None:
+    old = changed("drafter", ...) | {"schema_version": 1}
+    model = decode_cost_model(old, where="old.json")
+    assert (model.drafter, model.acceptance) == (None, None)
+    assert json.loads(json.dumps(as_json(model))) == old
+
+
+@pytest.mark.law
+def test_every_shipped_model_says_whose_drafting_it_prices() -> None:
+    """Law: and either whose acceptance is its own, or that there is none."""
+    for name in shipped_cost_models():
+        model = load_cost_model(name)
+        assert model.drafter is not None
+        assert model.drafter.note
+        assert (model.acceptance is None) == model.drafter.note.startswith("none of its own")

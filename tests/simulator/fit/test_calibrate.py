@@ -175,6 +175,7 @@ def test_the_command_writes_what_the_simulator_reads(
     )
     assert status == 0
     assert "position  acceptance" in capsys.readouterr().out
+    assert load_cost_model(out / "cost_model.json").acceptance == "acceptance.parquet"
     profile = load_acceptance(out / "acceptance.parquet")
     assert profile.gamma == GAMMA
     assert profile.domains == ("even", "odd")  # type: ignore[attr-defined]
