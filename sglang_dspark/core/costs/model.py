@@ -325,4 +325,5 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
             f"no cost model {text!r}; {did_you_mean(text, names)}shipped: {', '.join(names)}; "
             "or give a .json file"
         )
-    return decode_cost_model(read_json(path), where=str(path))
+    # Results call a user's file what the user calls it.
+    return dataclasses.replace(decode_cost_model(read_json(path), where=str(path)), name=path.stem)
