@@ -28,6 +28,7 @@ from simulator.study.results import Batches, ResultFolder, requests_table, steps
 from simulator.sweep.sweep import advance, heed, sweep
 
 STEP_CAPACITY = 1 << 15
+_SATURATING_REQUESTS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,14 +72,22 @@ def saturated_rate(scenario: Scenario) -> float | None:
     """Requests per second that the fleet finishes when it never runs out of work.
 
     Replays the trace closed-loop at the batch limit (a quarter of the trace where that is less)
-    and counts what finishes in its steady state. None below 100 requests.
+    and counts what finishes in its steady state. Of a long trace the first 8,192 requests, or 16
+    for each client, are enough. None below 100 requests.
     """
     clients = min(
         scenario.engine.max_running_requests * scenario.replicas, len(scenario.trace) // 4
     )
     if clients < 25:
         return None
-    full = dataclasses.replace(scenario, concurrency=clients, fleet=FleetConfig(), step_capacity=0)
+    enough = max(_SATURATING_REQUESTS, 16 * clients)
+    full = dataclasses.replace(
+        scenario,
+        trace=scenario.trace.head(min(enough, len(scenario.trace))),
+        concurrency=clients,
+        fleet=FleetConfig(),
+        step_capacity=0,
+    )
     outcome = simulate(full, on_progress=heed)
     if outcome.interrupted:
         raise KeyboardInterrupt
