@@ -15,6 +15,7 @@ from traces.convert import main as convert
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 
 
+@pytest.mark.filterwarnings("ignore:cost model")  # whose acceptance it is does not matter here
 @pytest.mark.golden
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the public traces are not at hand")
 @pytest.mark.parametrize(

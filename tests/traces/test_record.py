@@ -165,6 +165,7 @@ def test_prompts_share_as_many_blocks_as_whole_blocks_of_tokens(
         assert not set(first) & set(stranger.tolist())
 
 
+@pytest.mark.filterwarnings("ignore:cost model")  # whose acceptance it is does not matter here
 @pytest.mark.law
 def test_a_recorded_trace_replays_in_the_simulator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -237,7 +237,7 @@ def test_another_process_writes_the_same_bytes(folder: Path, trace: Path, tmp_pa
         timeout=HUNG_S,
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("Any policy: 1 GPU holds it.")
+    assert "Any policy: 1 GPU holds it.\n" in ended.stdout
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == FILES
     for name in FILES:
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes(), name

@@ -127,6 +127,7 @@ def test_who_is_ahead_in_the_window_is_ahead_in_a_run_ten_times_as_long() -> Non
     assert compared >= 6
 
 
+@pytest.mark.filterwarnings("ignore:cost model")  # whose acceptance it is does not matter here
 @pytest.mark.law
 def test_a_full_batch_of_the_shipped_trace_without_ramp_and_drain() -> None:
     """Verifying everything lost 8 % to nothing where the whole run printed a gain of 14 %."""
