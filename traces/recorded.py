@@ -24,6 +24,7 @@ _MEASURED = (
     "finish",
     "streamed",
     "queue_s",
+    "prefill_s",
     "ttft_s",
     "tpot_s",
     "latency_s",
@@ -72,6 +73,7 @@ def trace_of_log(
             prefix_hashes=_numbered(record, log.block_tokens, numbers),
             temperature=record.temperature,
             priority=record.priority,
+            max_new_tokens=_most_new(record),
         )
         for name, record in zip(names, kept, strict=True)
     ]
@@ -125,6 +127,11 @@ def _unique(records: Sequence[RequestRecord], notes: Counter[str]) -> list[str]:
     return names
 
 
+def _most_new(record: RequestRecord) -> int | None:
+    """Its limit; None where it had none or the log does not say."""
+    return max(record.max_new_tokens, record.output_tokens) if record.max_new_tokens else None
+
+
 def _numbered(
     record: RequestRecord, block_tokens: int, numbers: dict[int, int]
 ) -> list[int | str] | None:
@@ -139,4 +146,5 @@ def _write_measured(path: Path, names: Sequence[str], records: Sequence[RequestR
         for name, record in zip(names, records, strict=True):
             line = {field: getattr(record, field) for field in _MEASURED}
             line["request_id"] = name
+            line["received_s"] = round(record.arrival_s, 6)
             file.write(json.dumps(line, allow_nan=False) + "\n")

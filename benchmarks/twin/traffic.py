@@ -107,6 +107,11 @@ class Server:
         """Folder of its step log."""
         return self.folder / "steps"
 
+    @property
+    def request_log(self) -> Path:
+        """Folder of its request log."""
+        return self.folder / "requests"
+
     def stop(self) -> None:
         """As an operator does, then by force."""
         if self.process.poll() is None:
@@ -143,6 +148,7 @@ def start_server(
         *("--speculative-dspark-policy", policy),
         *("--speculative-dspark-step-log", str(folder / "steps")),
         *("--speculative-dspark-step-log-mb", "1024"),
+        *("--speculative-dspark-request-log", str(folder / "requests")),
         *(() if cost_model is None else ("--speculative-dspark-cost-model", str(cost_model))),
     ]
     with open(folder / "server.log", "wb") as log:

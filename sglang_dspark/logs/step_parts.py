@@ -181,7 +181,7 @@ def read_part(path: Path) -> tuple[PartHeader, Iterator[StepRecord]]:
     ``FileNotFoundError`` passes: a running server may delete its oldest part meanwhile.
     """
     table, value = read_parquet(
-        path, schema=SCHEMA, version=SCHEMA_VERSION, key=_HEADER_KEY, title="step log"
+        path, schemas={SCHEMA_VERSION: SCHEMA}, key=_HEADER_KEY, title="step log"
     )
     header = decode_record(value, PartHeader, where=f"{path}: header")
     return header, _records(table, header.gamma, path)

@@ -1,0 +1,131 @@
+"""What an operator does, on this machine: serve one policy, record it, judge it with the command.
+
+    python -m benchmarks.twin --alone global --minutes 12 -o benchmarks/results/twin_alone.json
+
+One steered server under one policy, ``python -m traces.record`` beside it, bursty arrivals well
+below saturation whose prompts begin with what others of their domain began with, so that most of
+them are found in the prefix cache. Then ``python -m simulator.twin`` on the recording and nothing
+else. Owns the traffic and the order of these commands; knows no fit and no simulation.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.twin.recording import (
+    BURSTINESS,
+    CLIENTS,
+    FLUSH_S,
+    PROFILE_S,
+    SPREADS,
+    Recording,
+    fitted_on,
+    jobs_of,
+)
+from benchmarks.twin.traffic import Job, bursty_s, send_arrivals, send_clients, wait_ready
+from sglang_dspark.logs.step_log import read
+from simulator.fit.cost import fit_cost
+from simulator.fit.logged_steps import logged
+
+SHARE = 0.35
+"""Of the capacity: below saturation, with bursts that fill the batch."""
+_PREFIX_TURNS = 4
+"""Answered turns that every prompt of a domain begins with, as with a system prompt."""
+
+
+def prefixed(jobs: list[Job], samples: Path) -> list[Job]:
+    """The same requests behind a beginning that all of their domain share."""
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    beginning: dict[str, tuple[int, ...]] = {}
+    for domain in sorted({row["domain"] for row in rows}):
+        ended = [row for row in rows if row["domain"] == domain and row["finish"] == "stop"]
+        turns = ended[:: max(len(ended) // _PREFIX_TURNS, 1)][:_PREFIX_TURNS]
+        beginning[domain] = tuple(
+            token for row in turns for token in (*row["prompt"], *row["response"])
+        )
+    found = []
+    for job in jobs:
+        prompt = (*beginning[job.domain.partition(",")[0]], *job.prompt)
+        found.append(
+            Job(
+                at_s=job.at_s,
+                prompt=prompt,
+                domain=job.domain,
+                most_tokens=job.most_tokens,
+                temperature=job.temperature,
+            )
+        )
+    return found
+
+
+def profiled(recording: Recording, samples: Path) -> tuple[Path, float]:
+    """(cost model that the policy plans with, requests a second that the machine finishes)."""
+    recording.start(SPREADS)
+    server = recording.servers[SPREADS]
+    wait_ready(server)
+    recording.profile(CLIENTS)
+    time.sleep(FLUSH_S)
+    times = logged(read(server.step_log), {}).times
+    belief = fit_cost(times, gamma=7, name="cpu-profiled", provenance=fitted_on("closed loops"))
+    path = recording.folder / "profiled.json"
+    belief.model.save(path)
+    jobs = prefixed(jobs_of(samples, np.zeros(2000), seed=999), samples)
+    start_s = time.time()
+    seen = send_clients(server, jobs, tag="full", clients=CLIENTS[-1], seconds=2 * PROFILE_S)
+    capacity = len(seen) / (time.time() - start_s)
+    recording.end(SPREADS)
+    return path, capacity
+
+
+def record_alone(policy: str, folder: Path, *, cache: Path, minutes: float) -> dict[str, Any]:
+    """Fill ``folder/recorded`` and ``folder/mine.jsonl``; what was chosen on the way."""
+    from sglang_dspark.draft.demo.command import trained_pair
+    from sglang_dspark.draft.demo.recipe import laptop
+
+    target, drafter = trained_pair(laptop(), cache, corpus="templated")
+    samples = target.parent / "templated-samples.jsonl"
+    recording = Recording(folder, target, drafter, samples)
+    try:
+        belief, capacity = profiled(recording, samples)
+        recording.start(policy, belief)
+        server = recording.servers[policy]
+        wait_ready(server)
+        rng = np.random.default_rng(0)
+        rate, seconds = SHARE * capacity, 60.0 * minutes
+        arrivals_s = bursty_s(rate=rate, seconds=seconds, burstiness=BURSTINESS, rng=rng)
+        jobs = prefixed(jobs_of(samples, arrivals_s, seed=0), samples)
+        recorder = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "traces.record", "--url", server.url),
+                *("--seconds", str(seconds + 3 * FLUSH_S), "-o", str(folder / "recorded")),
+            ]
+        )
+        seen = send_arrivals(server, jobs, tag="alone")
+        recorder.wait(timeout=seconds + 600.0)
+    finally:
+        recording.stop()
+    trace = folder / "mine.jsonl"
+    run("traces.record", "--from", str(folder / "recorded"), "-o", str(trace), "--force")
+    return {
+        "policy": policy,
+        "capacity_req_s": capacity,
+        "rate_req_s": rate,
+        "requests": len(seen),
+        "cached_share": sum(one.cached_tokens for one in seen)
+        / sum(len(one.prompt) for one in seen),
+    }
+
+
+def run(module: str, *arguments: str) -> int:
+    """A command of ours as the operator types it; its exit status. 2 is an error here."""
+    status = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
+    if status not in (0, 1):
+        raise ValueError(f"python -m {module} {' '.join(arguments)}: status {status}")
+    return status
