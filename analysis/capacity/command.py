@@ -45,6 +45,7 @@ from simulator.study.config import (
 )
 from simulator.study.first_start import waiting, warm_up
 from simulator.study.results import read_results
+from simulator.study.server import engine_of
 from simulator.sweep.ray_pool import connected
 
 RATES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -74,6 +75,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
+    parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
     parser.add_argument(
         "--rate", type=float, nargs="+", default=RATES, metavar="X",
         help="factors on the trace's rate that fleets are sized for (default: 1 2 4 8 16 32)",
@@ -114,6 +116,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         cost_model=arguments.cost_model,
         acceptance=arguments.acceptance,
         slo=arguments.slo,
+        engine=engine_of(arguments.server),
     )
 
 

@@ -22,7 +22,8 @@ from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.logs.records import StepRecord
 from simulator.acceptance.load import AcceptanceProfile
 from simulator.engine.config import EngineConfig
-from simulator.fit.logged_steps import Served, logged
+from simulator.fit.logged_steps import logged
+from simulator.fit.served import Served
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
 from simulator.study.metrics import is_finished, request_times

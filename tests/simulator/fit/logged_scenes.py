@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from sglang_dspark.core.state import BatchState, VerifyPlan
 from sglang_dspark.logs.records import StepRecord
 from simulator.acceptance.load import load_acceptance
 from simulator.acceptance.tables import begin_request, draw_round
+from simulator.fit.served import Served
 
 GAMMA = 7
 
@@ -26,6 +28,8 @@ class Log:
     records: list[StepRecord]
     whole_runs: list[int]
     """Tokens that the target would have accepted of every block, in the order of the records."""
+    served: dict[str, Served]
+    """What the server measured of every request."""
 
 
 def planned_log(
@@ -40,9 +44,12 @@ def planned_log(
     seed: int = 3,
     noise: float = 0.0,
     batch_sizes: bool = False,
+    cached: bool = False,
 ) -> Log:
     """``requests`` at a time, each for ``rounds_each`` rounds; ``batch_sizes`` lets their number
-    rise and fall. Steps take what ``truth`` says, times a noise that is never below 1."""
+    rise and fall. Steps take what ``truth`` says, times a noise that is never below 1, prefills the
+    same in the mean. ``cached``: three in four prompts are found in the prefix cache but for a few
+    tokens, and of several that join at once each may get a prefill step of its own."""
     acceptance = load_acceptance(profile)
     tables = acceptance.tables(list(acceptance.domains))
     domains = len(acceptance.domains)
@@ -50,24 +57,30 @@ def planned_log(
         policy=policy or GlobalBudget(), cost_model=planning, gamma=GAMMA, max_requests=requests
     )
     prices = truth.tables(requests * (GAMMA + 1), requests)
-    rng = np.random.default_rng(seed)
+    rng, pauses = np.random.default_rng(seed), np.random.default_rng((seed, 1))
     running: dict[int, list[Any]] = {}
     history: dict[int, list[Any]] = {}
     started, now_s = 0, 100.0
-    log = Log(records=[], whole_runs=[])
+    log = Log(records=[], whole_runs=[], served={})
     for step in range(steps):
         wanted = 1 + step // 20 % requests if batch_sizes else requests
-        new_tokens, pairs = 0, 0.0
+        joined: list[tuple[int, int]] = []
         while len(running) < wanted:
             difficulty, state = begin_request(tables, seed, started, started % domains, 100)
             prompt = int(rng.integers(20, 300))
+            spared = 0
+            if cached:
+                prompt += int(rng.integers(0, 500))
+                spared = max(prompt - int(rng.integers(4, 120)), 0) if rng.random() < 0.75 else 0
             running[started] = [0, difficulty, state, prompt]
             history[started] = []
-            new_tokens += prompt
-            pairs += 0.5 * prompt**2
+            joined.append((started, prompt - spared))
+            log.served[f"request-{started}"] = Served(cached_tokens=spared, on_step_clock=True)
             started += 1
-        if new_tokens:
-            now_s += prefill_seconds(prices, new_tokens, pairs) + prices.host_s
+        while joined:
+            count = int(rng.integers(1, len(joined) + 1)) if cached else len(joined)
+            now_s = _prefill(log, joined[:count], running, prices, now_s, noise * pauses.gamma(1.0))
+            del joined[:count]
         logits = np.empty((len(running), GAMMA))
         runs = []
         for i, (number, one) in enumerate(running.items()):
@@ -104,6 +117,20 @@ def planned_log(
             if running[number][0] >= rounds_each or len(running) > wanted:
                 del running[number]
     return log
+
+
+def _prefill(
+    log: Log, batch: Any, running: dict[int, Any], prices: Any, now_s: float, noise: float
+) -> float:
+    """One prefill step of (number, new tokens); when it is over."""
+    cached = [running[number][3] - fresh for number, fresh in batch]
+    fresh = [tokens for _, tokens in batch]
+    pairs = sum(f * (c + 0.5 * f) for f, c in zip(fresh, cached, strict=True))
+    end_s = now_s + prefill_seconds(prices, sum(fresh), pairs) * (1.0 + noise) + prices.host_s
+    for number, _ in batch:
+        name = f"request-{number}"
+        log.served[name] = dataclasses.replace(log.served[name], entry_s=now_s, first_s=end_s)
+    return end_s
 
 
 def _record(
