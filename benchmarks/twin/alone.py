@@ -11,9 +11,11 @@ else. Owns the traffic and the order of these commands; knows no fit and no simu
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from benchmarks.twin.recording import (
     jobs_of,
 )
 from benchmarks.twin.traffic import Job, bursty_s, send_arrivals, send_clients, wait_ready
+from sglang_dspark.files import read_json
 from sglang_dspark.logs.step_log import read
 from simulator.fit.cost import fit_cost
 from simulator.fit.logged_steps import logged
@@ -115,12 +118,23 @@ def record_alone(policy: str, folder: Path, *, cache: Path, minutes: float) -> d
     run("traces.record", "--from", str(folder / "recorded"), "-o", str(trace), "--force")
     return {
         "policy": policy,
+        "sglang": metadata.version("sglang"),
+        "minutes": minutes,
         "capacity_req_s": capacity,
         "rate_req_s": rate,
         "requests": len(seen),
-        "cached_share": sum(one.cached_tokens for one in seen)
-        / sum(len(one.prompt) for one in seen),
+        "load_average": [round(value, 2) for value in os.getloadavg()],
     }
+
+
+def judged(folder: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What ``python -m simulator.twin`` finds in the folder, beside how it was recorded."""
+    status = run(
+        "simulator.twin", str(folder / "recorded"), "--requests", str(folder / "mine.jsonl"),
+        "-o", str(folder / "twin"),
+    )  # fmt: skip
+    found = read_json(folder / "twin" / "twin.json")
+    return {"recorded": chosen, "status": status, "twin": found}
 
 
 def run(module: str, *arguments: str) -> int:

@@ -8,6 +8,7 @@ times are ``time.time``, the clock of the server's step log. Knows no simulation
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -32,7 +33,7 @@ from benchmarks.servers import (
     unneeded_models,
     wait_healthy,
 )
-from simulator.twin.replay import Seen
+from simulator.twin.timings import Seen
 
 _READY_S = 600.0
 _MODELS = ("qwen3", "qwen2", "dspark", "dflash", "registry", "utils", "transformers")
@@ -170,6 +171,17 @@ def wait_ready(server: Server) -> None:
         raise ValueError(f"the server of {server.policy} did not start: {why}")
 
 
+def token_names(prompt: Sequence[int]) -> tuple[int, ...]:
+    """A name for each token that stands for it and all before it, as pages of one token are
+    shared."""
+    digest = hashlib.blake2b(digest_size=6)
+    names = []
+    for token in prompt:
+        digest.update(token.to_bytes(4, "little"))
+        names.append(int.from_bytes(digest.digest(), "little"))
+    return tuple(names)
+
+
 async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) -> Seen:
     body = {
         "input_ids": list(job.prompt),
@@ -179,7 +191,7 @@ async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) ->
     }
     sent_s = time.time()
     first_s = end_s = 0.0
-    tokens = cached = bursts = 0
+    tokens = cached = 0
     async with session.post(f"{url}/generate", json=body) as answer:
         if answer.status != 200:
             raise ValueError(f"{url}: {answer.status} {(await answer.text())[:300]}")
@@ -190,20 +202,20 @@ async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) ->
             about = json.loads(line[6:])["meta_info"]
             if about["completion_tokens"] > tokens:
                 tokens = about["completion_tokens"]
-                bursts += 1
                 first_s = first_s or now_s
                 end_s = now_s
             cached = about.get("cached_tokens", 0)
     return Seen(
         rid=rid,
         domain=job.domain,
-        prompt=job.prompt,
+        prompt_tokens=len(job.prompt),
+        prefix=token_names(job.prompt),
         sent_s=sent_s,
         first_s=first_s,
         end_s=end_s,
         output_tokens=tokens,
         cached_tokens=cached,
-        bursts=bursts,
+        max_new_tokens=job.most_tokens,
     )
 
 

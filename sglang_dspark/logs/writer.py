@@ -282,7 +282,7 @@ def read_parquet(
     except ValueError as error:
         raise ValueError(f"{path}: its header is damaged ({error}); remove it") from None
     found = value.get("schema_version") if isinstance(value, dict) else None
-    if found not in schemas:
+    if not isinstance(found, int) or found not in schemas:
         newest = max(schemas)
         raise ValueError(f"{path}: schema_version {found!r} is not {newest}; record a new {title}")
     if table.schema.names != schemas[found].names:

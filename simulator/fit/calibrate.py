@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -213,9 +213,10 @@ def calibrate(
     seed: int = 0,
     resamples: int = 40,
     chunk_tokens: int | None = None,
+    torn: Container[str] = (),
 ) -> Calibrated:
-    """Both fits of a log; ``chunk_tokens`` as the server's prefill steps are cut, None unknown."""
-    log = logged(records, served, chunk_tokens=chunk_tokens)
+    """Both fits of a log; ``chunk_tokens`` and ``torn`` as ``logged_steps.logged`` takes them."""
+    log = logged(records, served, chunk_tokens=chunk_tokens, torn=torn)
     fit = fit_censored(log.rounds, resamples=resamples, seed=seed)
     cost = fit_cost(log.times, gamma=log.rounds.gamma, name=name, provenance=provenance)
     explore = exploration(log, fit, cost.model)

@@ -6,7 +6,7 @@ neither fit, and no file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -52,9 +52,11 @@ def logged(
     served: Mapping[str, Served],
     *,
     chunk_tokens: int | None = None,
+    torn: Container[str] = (),
 ) -> Logged:
     """The records, which come in order within each server's run; ``chunk_tokens`` are the most
-    that its prefill steps take, None where unknown."""
+    that its prefill steps take, None where unknown; ``torn`` requests have rounds elsewhere, hence
+    say nothing of the acceptance."""
     steps = [record for record in records if record.requests]
     if not steps:
         raise ValueError("the step log holds no step; record some traffic first")
@@ -63,6 +65,7 @@ def logged(
         "nothing drafted": 0,
         "a policy that never verifies": 0,
         "verified in full because the policy failed": 0,
+        "not all of the request's rounds": 0,
     }
     numbers: dict[str, int] = {}
     counts: dict[str, int] = {}
@@ -84,6 +87,8 @@ def logged(
             committed[rid] = position + int(step.accepted[i]) + 1
             if step.degraded:
                 left_out["verified in full because the policy failed"] += 1
+            elif rid in torn:
+                left_out["not all of the request's rounds"] += 1
             elif not np.isfinite(step.state.logits[i]).all():
                 left_out["nothing drafted"] += 1
             elif step.plan.stop_reason == "no-draft":
