@@ -10,6 +10,7 @@ else. Owns the traffic and the order of these commands; knows no fit and no simu
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -37,35 +38,39 @@ from sglang_dspark.logs.step_log import read
 from simulator.fit.cost import fit_cost
 from simulator.fit.logged_steps import logged
 
-SHARE = 0.35
+SHARE = 0.45
 """Of the capacity: below saturation, with bursts that fill the batch."""
 _PREFIX_TURNS = 4
-"""Answered turns that every prompt of a domain begins with, as with a system prompt."""
+"""Answered turns that most prompts of a domain begin with, as with a system prompt."""
+_OWN_SHARE = 0.25
+"""Of the requests, which begin with turns that nobody else's do."""
 
 
-def prefixed(jobs: list[Job], samples: Path) -> list[Job]:
-    """The same requests behind a beginning that all of their domain share."""
+def prefixed(jobs: list[Job], samples: Path, *, seed: int) -> list[Job]:
+    """The same requests behind a beginning that all of their domain share; one in four behind
+    turns of its own instead, which are as long and in no cache."""
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    beginning: dict[str, tuple[int, ...]] = {}
-    for domain in sorted({row["domain"] for row in rows}):
-        ended = [row for row in rows if row["domain"] == domain and row["finish"] == "stop"]
-        turns = ended[:: max(len(ended) // _PREFIX_TURNS, 1)][:_PREFIX_TURNS]
-        beginning[domain] = tuple(
-            token for row in turns for token in (*row["prompt"], *row["response"])
+    ended = {
+        domain: [row for row in rows if row["domain"] == domain and row["finish"] == "stop"]
+        for domain in sorted({row["domain"] for row in rows})
+    }
+    rng = np.random.default_rng(seed)
+
+    def begun(domain: str, alone: bool) -> tuple[int, ...]:
+        own = ended[domain]
+        picked = rng.integers(len(own), size=rng.integers(_PREFIX_TURNS + 1)) if alone else (
+            np.arange(_PREFIX_TURNS) * (len(own) // _PREFIX_TURNS)
+        )  # fmt: skip
+        turns = [own[int(number)] for number in picked]
+        return tuple(token for row in turns for token in (*row["prompt"], *row["response"]))
+
+    return [
+        dataclasses.replace(
+            job,
+            prompt=(*begun(job.domain.partition(",")[0], rng.random() < _OWN_SHARE), *job.prompt),
         )
-    found = []
-    for job in jobs:
-        prompt = (*beginning[job.domain.partition(",")[0]], *job.prompt)
-        found.append(
-            Job(
-                at_s=job.at_s,
-                prompt=prompt,
-                domain=job.domain,
-                most_tokens=job.most_tokens,
-                temperature=job.temperature,
-            )
-        )
-    return found
+        for job in jobs
+    ]
 
 
 def profiled(recording: Recording, samples: Path) -> tuple[Path, float]:
@@ -79,7 +84,7 @@ def profiled(recording: Recording, samples: Path) -> tuple[Path, float]:
     belief = fit_cost(times, gamma=7, name="cpu-profiled", provenance=fitted_on("closed loops"))
     path = recording.folder / "profiled.json"
     belief.model.save(path)
-    jobs = prefixed(jobs_of(samples, np.zeros(2000), seed=999), samples)
+    jobs = prefixed(jobs_of(samples, np.zeros(2000), seed=999), samples, seed=999)
     start_s = time.time()
     seen = send_clients(server, jobs, tag="full", clients=CLIENTS[-1], seconds=2 * PROFILE_S)
     capacity = len(seen) / (time.time() - start_s)
@@ -103,7 +108,7 @@ def record_alone(policy: str, folder: Path, *, cache: Path, minutes: float) -> d
         rng = np.random.default_rng(0)
         rate, seconds = SHARE * capacity, 60.0 * minutes
         arrivals_s = bursty_s(rate=rate, seconds=seconds, burstiness=BURSTINESS, rng=rng)
-        jobs = prefixed(jobs_of(samples, arrivals_s, seed=0), samples)
+        jobs = prefixed(jobs_of(samples, arrivals_s, seed=0), samples, seed=0)
         recorder = subprocess.Popen(
             [
                 *(sys.executable, "-m", "traces.record", "--url", server.url),
