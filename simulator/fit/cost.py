@@ -33,7 +33,7 @@ from sglang_dspark.core.costs.schema import (
     Provenance,
     ValidRange,
 )
-from simulator.fit.prefill import Gaps, PrefillFit, fit_prefill
+from simulator.fit.prefill import LEAST_GAPS, Gaps, PrefillFit, fit_prefill
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -301,6 +301,9 @@ def _fit_draft(times: StepTimes, gamma: int, lost: list[str]) -> _Draft | None:
 def _gaps(times: StepTimes, host_s: float, gap_slope_s: float) -> Gaps:
     """What gaps with prefills hold beyond the loop's own time; each batch has a loop of its own."""
     use = np.isfinite(times.prefill_gap_s)
+    known = use & ~times.cached_unknown
+    if known.sum() >= LEAST_GAPS:  # the others would tell less, and wrongly
+        use = known
     loop_s = host_s * times.prefill_loops[use] + gap_slope_s * (times.requests[use] - 1.0)
     return Gaps(
         seconds=times.prefill_gap_s[use] - loop_s,

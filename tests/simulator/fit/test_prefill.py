@@ -12,17 +12,14 @@ import numpy as np
 import pytest
 
 from sglang_dspark.core.costs.model import load_cost_model
-from sglang_dspark.core.policy import GlobalBudget, PolicyFile
-from sglang_dspark.logs.step_log import StepLog
-from sglang_dspark.logs.step_parts import header_of
 from simulator.fit import calibrate
 from simulator.fit.gaps import prefill_batches, step_times
 from simulator.fit.prefill import Gaps, fit_prefill
 from simulator.fit.served import Served, read_served
-from tests.simulator.fit.logged_scenes import GAMMA, Log, planned_log
+from tests.simulator.fit.logged_scenes import Log, planned_log
+from tests.simulator.fit.recorded_scenes import write_recording
 from tests.simulator.fit.test_calibrate import PLANNING, TRUTH
 from traces import Request, write_trace
-from traces.measured import Measured, measured_path, write_measured
 
 NOISE = 0.02
 """Of the mean time of every step and every prefill of the log."""
@@ -43,33 +40,8 @@ def log() -> Log:
 def recorded(log: Log, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``steps/``, ``mine.jsonl`` and ``mine.measured.jsonl``, as a recorder leaves them."""
     folder = tmp_path_factory.mktemp("recorded")
-    header = header_of(
-        policy=PolicyFile(policy=GlobalBudget()), cost_model=PLANNING, gamma=GAMMA,
-        max_requests=16, versions={},
-    )  # fmt: skip
-    writer = StepLog(folder / "steps", header=header, queue_records=10_000)
-    for record in log.records:
-        writer.observe(record)
-    writer.close()
-    names = list(log.served)
-    requests = [
-        Request(request_id=name, arrival_s=0.0, prompt_tokens=10, output_tokens=10)
-        for name in names
-    ]
-    write_trace(folder / "mine.jsonl", requests, source="test", command="test")
-    rows = [row_of(name, log.served[name]) for name in names]
-    write_measured(measured_path(folder / "mine.jsonl"), rows)
+    write_recording(folder, log, planning=PLANNING)
     return folder
-
-
-def row_of(name: str, one: Served) -> Measured:
-    """What the recorder says of a request that arrived when its prefill was formed."""
-    seconds = one.first_s - one.entry_s
-    return Measured(
-        request_id=name, finish="stop", streamed=True, queue_s=0.0, ttft_s=seconds, tpot_s=None,
-        latency_s=seconds, cached_tokens=one.cached_tokens, retractions=0, decode_steps=1,
-        received_s=one.entry_s,
-    )  # fmt: skip
 
 
 def calibrated(recorded: Path, *flags: str) -> tuple[Any, Any]:
@@ -201,7 +173,8 @@ def test_wrong_files_are_one_sentence(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"request_id": "a", "finish": "stop"}\n')
     other = tmp_path / "other.measured.jsonl"
-    write_measured(other, [row_of("nobody", Served(entry_s=1.0, first_s=2.0, cached_tokens=0))])
+    first, *_ = Path(recorded / "mine.measured.jsonl").read_text().splitlines()
+    other.write_text(first.replace("request-", "nobody-"))
     for flags, words in (
         (["--measured", str(other)], "name it with --requests"),
         (["--requests", trace, "--measured", str(other)], "holds no request of"),
