@@ -276,7 +276,7 @@ class RequestRecorder:
             output_tokens=output,
             cached_tokens=int(batch.cached_tokens[row]),
             queue_s=entered,
-            prefill_s=None if None in (prefilled, entered) else prefilled - entered,
+            prefill_s=None if prefilled is None or entered is None else prefilled - entered,
             ttft_s=first if output else None,
             retractions=_at(batch.retraction_counts, row) or 0,
             decode_steps=_at(getattr(batch, "spec_verify_ct", None), row),

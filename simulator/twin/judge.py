@@ -132,9 +132,15 @@ def fit_first(recording: Recording, folder: Path, *, share: float, source: str) 
         acceptance=load_acceptance(folder / "acceptance.parquet"),
         belief=recording.belief or model,
         engine=engine,
-        outside=Outside.of([head], model),
+        outside=Outside.of([_ended_by(head, cut_s)], model),
     )
     return Fitted(calibrated=found, twin=twin, trace=trace_of(whole), first=first)
+
+
+def _ended_by(segment: Segment, cut_s: float) -> Segment:
+    """Without the requests whose last token is not in the segment."""
+    whole = [one for one in segment.seen if one.end_s < cut_s]
+    return dataclasses.replace(segment, seen=whole)
 
 
 def _provenance(source: str) -> Provenance:
