@@ -221,7 +221,8 @@ async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) ->
 
 async def _open_loop(url: str, jobs: Sequence[Job], tag: str) -> list[Seen]:
     timeout = aiohttp.ClientTimeout(total=900)
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection kept open may be closed by the server just when the next request is sent.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         start_s = time.time()
         tasks = []
