@@ -38,7 +38,7 @@ from sglang_dspark.logs.step_log import read
 from simulator.fit.cost import fit_cost
 from simulator.fit.logged_steps import logged
 
-SHARE = 0.45
+SHARE = 0.35
 """Of the capacity: below saturation, with bursts that fill the batch."""
 _PREFIX_TURNS = 4
 """Answered turns that most prompts of a domain begin with, as with a system prompt."""
