@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,49 +55,74 @@ def prefill_batches(
     return max(steps, 1, -(-sum(fresh) // chunk_tokens) if chunk_tokens else 1)
 
 
+class _Prefills(NamedTuple):
+    """What one gap held."""
+
+    seconds: float
+    tokens: int
+    pairs: float
+    steps: int
+    loops: int
+    cached_unknown: bool
+
+
+def _prefills(
+    before: StepRecord, step: StepRecord, joined: Sequence[int], of: Sequence[Served],
+    chunk_tokens: int | None,
+) -> _Prefills | None:  # fmt: skip
+    """The prefills of the requests in these rows; None where the gap held more than them.
+
+    Where nobody ran on, the server may have slept in between: then the gap begins when the first
+    of them was formed, if that is known.
+    """
+    begin_s = step.end_s - step.step_s
+    seconds, idle = gap_s(before, step), len(joined) == step.requests
+    if idle:
+        formed_s = min(one.entry_s if one.on_step_clock else math.nan for one in of)
+        if not before.end_s <= formed_s < begin_s:
+            return None
+        seconds = begin_s - formed_s
+    if seconds >= _PAUSE_S:
+        return None
+    context = [int(step.state.context_tokens[row]) for row in joined]
+    cached = [min(one.cached_tokens or 0, c - 1) for one, c in zip(of, context, strict=True)]
+    fresh = [c - spared for c, spared in zip(context, cached, strict=True)]
+    steps = prefill_batches(of, fresh, chunk_tokens)
+    return _Prefills(
+        seconds=seconds,
+        tokens=sum(fresh),
+        pairs=sum(f * (spared + 0.5 * f) for f, spared in zip(fresh, cached, strict=True)),
+        steps=steps,
+        loops=steps + (0 if idle else 1),
+        cached_unknown=any(one.cached_tokens is None for one in of),
+    )
+
+
 def step_times(
     steps: Sequence[StepRecord], served: Mapping[str, Served], *, chunk_tokens: int | None = None
 ) -> StepTimes:
     """Times of the steps, which come in order, and of what ran between them."""
-    count = len(steps)
-    plain_s, prefill_s = np.full(count, np.nan), np.full(count, np.nan)
-    tokens = np.zeros(count, np.int64)
-    batches, loops = np.ones(count, np.int64), np.full(count, 2)
-    pairs, unknown = np.zeros(count), np.zeros(count, np.bool_)
+    plain_s = np.full(len(steps), np.nan)
+    nothing = _Prefills(math.nan, 0, 0.0, 1, 2, False)
+    found = [nothing] * len(steps)
     seen: set[str] = set(steps[0].request_ids)
-    alone = _ended_at_once(steps, served)
-    for s in range(1, count):
-        before, step = steps[s - 1], steps[s]
+    at_once = _ended_at_once(steps, served)
+    for s, (before, step) in enumerate(pairwise(steps), start=1):
         running = set(before.request_ids)
-        joined = [i for i, rid in enumerate(step.request_ids) if rid not in running]
-        back = any(step.request_ids[i] in seen for i in joined)
-        seen.update(step.request_ids[i] for i in joined)
+        joined = [row for row, rid in enumerate(step.request_ids) if rid not in running]
+        names = [step.request_ids[row] for row in joined]
+        back = any(rid in seen for rid in names)
+        seen.update(names)
         gap = gap_s(before, step)
-        begin_s = step.end_s - step.step_s
         if step.step != before.step + 1 or gap < 0.0 or back:
             continue
-        if _any_within(alone, before.end_s, begin_s):
+        if _any_within(at_once, before.end_s, step.end_s - step.step_s):
             continue
-        if not joined:
-            plain_s[s] = gap if gap < _PAUSE_S else np.nan
-            continue
-        of = [served.get(step.request_ids[i], NO_ONE) for i in joined]
-        idle = len(joined) == step.requests  # then the server may have slept in between
-        formed_s = min(one.entry_s if one.on_step_clock else math.nan for one in of)
-        if idle and not (before.end_s <= formed_s < begin_s):
-            continue
-        took_s = begin_s - formed_s if idle else gap
-        if took_s >= _PAUSE_S:
-            continue
-        context = [int(step.state.context_tokens[i]) for i in joined]
-        cached = [min(one.cached_tokens or 0, c - 1) for one, c in zip(of, context, strict=True)]
-        fresh = [c - spared for c, spared in zip(context, cached, strict=True)]
-        prefill_s[s] = took_s
-        batches[s] = prefill_batches(of, fresh, chunk_tokens)
-        loops[s] = batches[s] + (0 if idle else 1)
-        unknown[s] = any(one.cached_tokens is None for one in of)
-        tokens[s] = sum(fresh)
-        pairs[s] = sum(f * (spared + 0.5 * f) for f, spared in zip(fresh, cached, strict=True))
+        if joined:
+            of = [served.get(rid, NO_ONE) for rid in names]
+            found[s] = _prefills(before, step, joined, of, chunk_tokens) or nothing
+        elif gap < _PAUSE_S:
+            plain_s[s] = gap
     return StepTimes(
         requests=np.array([step.requests for step in steps]),
         drafted=np.array([int(np.isfinite(step.state.logits[:, 0]).sum()) for step in steps]),
@@ -105,12 +132,12 @@ def step_times(
         draft_s=np.array([step.draft_s for step in steps]),
         target_s=np.array([step.plan_s + step.verify_s + step.commit_s for step in steps]),
         gap_s=plain_s,
-        prefill_gap_s=prefill_s,
-        prefill_tokens=tokens,
-        prefill_pairs=pairs,
-        prefill_batches=batches,
-        prefill_loops=loops,
-        cached_unknown=unknown,
+        prefill_gap_s=np.array([one.seconds for one in found]),
+        prefill_tokens=np.array([one.tokens for one in found]),
+        prefill_pairs=np.array([one.pairs for one in found]),
+        prefill_batches=np.array([one.steps for one in found]),
+        prefill_loops=np.array([one.loops for one in found]),
+        cached_unknown=np.array([one.cached_unknown for one in found]),
     )
 
 

@@ -17,8 +17,26 @@ from sglang_dspark.logs.records import StepRecord
 from simulator.acceptance.load import load_acceptance
 from simulator.acceptance.tables import begin_request, draw_round
 from simulator.fit.served import Served
+from tests.simulator.replay_scenes import cost_model
 
 GAMMA = 7
+
+TRUTH = cost_model(
+    host={"step_s": 0.001, "origin": "analytic"},
+    table={
+        "tokens": [1, 64, 4096], "seconds": [0.0085, 0.0106, 0.25], "between": "linear",
+        "origin": "analytic",
+    },
+    prefill={"base_s": 0.002, "token_s": 5e-5, "pair_s": 1e-8, "origin": "analytic"},
+    context={"token_s": 1e-6, "reference_tokens": 100, "origin": "analytic"},
+)  # fmt: skip
+
+PLANNING = cost_model(
+    table={
+        "tokens": [1, 4096], "seconds": [0.002, 0.83], "between": "linear", "origin": "analytic",
+    },
+)  # fmt: skip
+"""Tokens so dear that the policy trims."""
 
 
 @dataclass

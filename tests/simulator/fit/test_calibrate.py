@@ -22,31 +22,13 @@ from simulator.fit.cost import fit_cost
 from simulator.fit.gaps import prefill_batches
 from simulator.fit.logged_steps import logged
 from simulator.fit.served import Served
-from tests.simulator.fit.logged_scenes import GAMMA, Log, planned_log
-from tests.simulator.replay_scenes import cost_model
+from tests.simulator.fit.logged_scenes import GAMMA, PLANNING, TRUTH, Log, planned_log
 from traces import Request, write_trace
 
 PROVENANCE = Provenance(
     origin="measured", source="test", hardware="none", model="none", dtype="none", tp=1,
     engine="none", date="2026-01-01", command="none",
 )  # fmt: skip
-
-TRUTH = cost_model(
-    host={"step_s": 0.001, "origin": "analytic"},
-    table={
-        "tokens": [1, 64, 4096], "seconds": [0.0085, 0.0106, 0.25], "between": "linear",
-        "origin": "analytic",
-    },
-    prefill={"base_s": 0.002, "token_s": 5e-5, "pair_s": 1e-8, "origin": "analytic"},
-    context={"token_s": 1e-6, "reference_tokens": 100, "origin": "analytic"},
-)  # fmt: skip
-
-PLANNING = cost_model(
-    table={
-        "tokens": [1, 4096], "seconds": [0.002, 0.83], "between": "linear", "origin": "analytic",
-    },
-)  # fmt: skip
-"""Tokens so dear that the policy trims."""
 
 
 @pytest.fixture(scope="module")

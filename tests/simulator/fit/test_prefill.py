@@ -16,9 +16,8 @@ from simulator.fit import calibrate
 from simulator.fit.gaps import prefill_batches, step_times
 from simulator.fit.prefill import Gaps, fit_prefill
 from simulator.fit.served import Served, read_served
-from tests.simulator.fit.logged_scenes import Log, planned_log
+from tests.simulator.fit.logged_scenes import PLANNING, TRUTH, Log, planned_log
 from tests.simulator.fit.recorded_scenes import write_recording
-from tests.simulator.fit.test_calibrate import PLANNING, TRUTH
 from traces import Request, write_trace
 
 NOISE = 0.02

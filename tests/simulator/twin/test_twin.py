@@ -15,9 +15,8 @@ from simulator.twin import command
 from simulator.twin.judge import TOLERANCE, Verdict, cut_of
 from simulator.twin.prefixes import grain_of, refined
 from simulator.twin.timings import Seen, Segment
-from tests.simulator.fit.logged_scenes import planned_log
+from tests.simulator.fit.logged_scenes import PLANNING, TRUTH, planned_log
 from tests.simulator.fit.recorded_scenes import SERVER, write_recording
-from tests.simulator.fit.test_calibrate import PLANNING, TRUTH
 
 PRICES = dataclasses.replace(
     TRUTH,
