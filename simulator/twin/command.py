@@ -103,10 +103,16 @@ def _result(
     """``twin.json``."""
     seen, outside = recording.segment.seen, fitted.twin.outside
     fit = fitted.calibrated
+    served = recording.served.policy
+    strangers = [
+        f"{label_of(file)} did not serve this log, {served.name} did: it is predicted, not judged"
+        for file in arguments.policy_file
+        if parse_policy(file).policy != served
+    ]
     return {
         "schema_version": 1,
         "log": Path(arguments.log).name,
-        "served": recording.served.policy.name,
+        "served": served.name,
         "requests": {"fitted": fitted.first, "judged": len(seen) - fitted.first},
         "seconds": {
             "fitted": seen[fitted.first].sent_s - seen[0].sent_s,
@@ -125,7 +131,7 @@ def _result(
         "missed": verdict.missed,
         "policies": rows,
         "fit": fit.report(),
-        "notes": [*recording.notes, *outside.notes],
+        "notes": [*strangers, *recording.notes, *outside.notes],
     }
 
 

@@ -61,6 +61,7 @@ def test_a_server_that_obeys_the_law_is_predicted_from_the_command_alone(
     assert found["engine"]["max_running_requests"] == 16
     assert found["engine"]["kv_pool_tokens"] == 100_000
     assert "WITHIN TOLERANCE" in text
+    assert "NOTE: short did not serve this log, global did" in text
     assert "drift of the machine" in text
     assert (out / "cost_model.json").exists()
 
