@@ -224,7 +224,7 @@ def _alone(arguments: argparse.Namespace, folder: Path) -> int:
     result = judged(folder, chosen)
     words = f"python -m benchmarks.twin --alone {arguments.alone} --minutes {arguments.minutes:g}"
     if arguments.out:
-        write_json(arguments.out, {**provenance(words), **result})
+        write_json(arguments.out, rounded({**provenance(words), **result}))
     status: int = result["status"]
     return status
 

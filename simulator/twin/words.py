@@ -11,6 +11,9 @@ import numpy as np
 
 from simulator.twin.judge import BESIDE, SATURATED, TOLERANCE, Verdict
 
+_DRIFTED = 0.1
+"""Share by which the machine's speed may differ from the fitted one before a miss is put down to
+it."""
 _UNITS = {
     "output_tok_s": "output tok/s",
     "tpot_p50_ms": "TPOT p50, ms",
@@ -30,7 +33,7 @@ def told(result: dict[str, Any], verdict: Verdict) -> str:
         lines += [*_others(result["policies"]), ""]
     lines += [f"NOT IDENTIFIED: {line}" for line in result["fit"]["not_identified"]]
     lines += [f"NOTE: {line}" for line in result["notes"]]
-    return "\n".join([*lines, _verdict(verdict)])
+    return "\n".join([*lines, verdict_line(verdict)])
 
 
 def _heading(result: dict[str, Any]) -> list[str]:
@@ -103,7 +106,8 @@ def _others(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _verdict(verdict: Verdict) -> str:
+def verdict_line(verdict: Verdict) -> str:
+    """The last line: whether to believe the replay, and what misses."""
     if not verdict.missed:
         waiting = (
             f"; saturated (above {SATURATED:.0%}), so that its TTFT is not judged"
@@ -112,4 +116,11 @@ def _verdict(verdict: Verdict) -> str:
         )
         return f"WITHIN TOLERANCE{waiting}"
     missed = ", ".join(f"{_UNITS[name]} {verdict.error(name):+.1%}" for name in verdict.missed)
-    return f"BEYOND TOLERANCE: {missed}"
+    furthest = max((abs(value - 1.0) for value in verdict.drift), default=0.0)
+    moved = (
+        f"; the machine's own speed moved by up to {furthest:.0%} meanwhile: record at a quieter "
+        "time before the simulator is blamed"
+        if furthest > _DRIFTED
+        else ""
+    )
+    return f"BEYOND TOLERANCE: {missed}{moved}"

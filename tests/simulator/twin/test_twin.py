@@ -12,9 +12,10 @@ import pytest
 
 from sglang_dspark.core.policy import FixedLength, PolicyFile, save_policy
 from simulator.twin import command
-from simulator.twin.judge import TOLERANCE, Verdict, cut_of
+from simulator.twin.judge import BESIDE, TOLERANCE, Verdict, cut_of
 from simulator.twin.prefixes import grain_of, refined
 from simulator.twin.timings import Seen, Segment
+from simulator.twin.words import verdict_line
 from tests.simulator.fit.logged_scenes import PLANNING, TRUTH, planned_log
 from tests.simulator.fit.recorded_scenes import SERVER, write_recording
 
@@ -131,10 +132,7 @@ def test_the_cut_is_where_nothing_runs() -> None:
 
 @pytest.mark.example
 def test_a_saturated_server_is_not_judged_by_its_queue() -> None:
-    figures: dict[str, Any] = dict.fromkeys(
-        (*TOLERANCE, "ttft_p90_ms", "ttft_p99_ms", "requests_per_step", "tokens_per_request_step"),
-        1.0,
-    )
+    figures: dict[str, Any] = dict.fromkeys((*TOLERANCE, *BESIDE), 1.0)
     late = figures | {"ttft_p50_ms": 2.0}
     verdict = Verdict(
         measured=figures, predicted=late, at_speed=late, drift=[1.0], of_capacity=0.95
@@ -180,3 +178,15 @@ def test_blocks_are_as_fine_as_the_pages_and_the_number_of_prompts_allow() -> No
     assert grain_of([100], page_size=16, block_tokens=64) == 16
     assert grain_of([100], page_size=64, block_tokens=64) == 64
     assert grain_of([10**8], page_size=1, block_tokens=64) == 8
+
+
+@pytest.mark.example
+def test_a_miss_on_a_machine_that_drifted_is_not_the_simulators() -> None:
+    figures: dict[str, Any] = dict.fromkeys((*TOLERANCE, *BESIDE), 1.0)
+    missed = figures | {"tpot_p50_ms": 2.0}
+    verdict = Verdict(
+        measured=figures, predicted=missed, at_speed=missed, drift=[0.9, 1.25], of_capacity=0.5
+    )
+    assert "moved by up to 25%" in verdict_line(verdict)
+    steady = dataclasses.replace(verdict, drift=[0.97, 1.02])
+    assert verdict_line(steady) == "BEYOND TOLERANCE: TPOT p50, ms +100.0%"
