@@ -79,6 +79,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "calibrate", "simulator.fit.calibrate", "fit costs and acceptance to its step log",
             "simulator.calibrate",
         ),
+        _command("twin", "simulator.twin.command", "say how far a replay of your server is right"),
         _command(
             "step-log", "sglang_dspark.logs.step_log", "plan every logged step again",
             "sglang_dspark.runtime.step_log",

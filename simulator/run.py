@@ -60,6 +60,7 @@ def _parser() -> Parser:
     parser.add_argument("--current", metavar="NAME[:PARAMETER]|FILE", help=flag_help("current"))
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
+    parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
     parser.add_argument("--replicas", type=int, metavar="N", help=flag_help("replicas"))
     parser.add_argument(
         "--router", metavar="NAME",

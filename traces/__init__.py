@@ -5,6 +5,7 @@ Read ``schema``, ``columns`` and ``store`` first. In order of import:
 - ``schema``: one request, one sidecar
 - ``columns``: ``Trace``, the columns that a replay reads, and the laws they obey
 - ``store``: ``load_trace``, ``write_trace``
+- ``measured``: what was measured of a recorded trace's requests, beside it
 - ``mixture``: the file that a synthetic trace is made of
 - ``draws``: draws that come out the same on every machine
 - ``sessions``: conversations laid over arrivals and lengths

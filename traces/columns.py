@@ -55,6 +55,8 @@ class Trace:
     """[N] NaN where not given."""
     priority: Ints
     """[N] 0 where not given."""
+    max_new_tokens: Ints
+    """[N] 0 where not given."""
     slo: Codes
     """[N] codes into ``slo_names``."""
     slo_names: tuple[str, ...]
@@ -105,6 +107,7 @@ _PER_REQUEST = (
     "session",
     "temperature",
     "priority",
+    "max_new_tokens",
     "slo",
 )
 
@@ -173,6 +176,7 @@ def build_trace(
         session=session,
         temperature=temperature,
         priority=np.array([r.priority or 0 for r in requests], dtype=np.int64),
+        max_new_tokens=_most_new(requests, output_tokens, where),
         slo=slo.astype(np.int32),
         slo_names=slo_names,
         prefix_offsets=offsets,
@@ -202,18 +206,32 @@ def trace_requests(trace: Trace) -> list[Request]:
             prefix_hashes=blocks[offsets[i] : offsets[i + 1]] or None,
             temperature=None if math.isnan(temperatures[i]) else temperatures[i],
             priority=priority or None,
+            max_new_tokens=most or None,
             slo=slos[i],
         )
-        for i, (arrival_s, prompt, output, priority) in enumerate(
+        for i, (arrival_s, prompt, output, priority, most) in enumerate(
             zip(
                 trace.arrival_s.tolist(),
                 trace.prompt_tokens.tolist(),
                 trace.output_tokens.tolist(),
                 trace.priority.tolist(),
+                trace.max_new_tokens.tolist(),
                 strict=True,
             )
         )
     ]
+
+
+def _most_new(requests: Sequence[Request], output_tokens: Ints, where: Where) -> Ints:
+    """[N] the limits that were given, each at least what was generated."""
+    most = np.array([r.max_new_tokens or 0 for r in requests], dtype=np.int64)
+    given = np.array([r.max_new_tokens is not None for r in requests])
+    bad = given & ((most < output_tokens) | (most > MAX_TOKENS))
+    _check(
+        "max_new_tokens", most, bad, where,
+        f"a whole number from the request's output_tokens to {MAX_TOKENS}",
+    )  # fmt: skip
+    return most
 
 
 def _codes(values: Iterable[str | None]) -> tuple[Ints, tuple[str, ...]]:

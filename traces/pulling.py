@@ -40,9 +40,14 @@ _TOLD = (
     "max_total_num_tokens", "mem_fraction_static", "attention_backend", "schedule_policy",
     "disable_radix_cache", "disable_overlap_schedule", "disable_cuda_graph", "enable_mixed_chunk",
     "prefill_decode_interval", "speculative_algorithm", "speculative_num_draft_tokens",
-    "speculative_dspark_block_size", "random_seed",
+    "speculative_dspark_block_size", "min_free_slots_delay", "random_seed",
 )  # fmt: skip
 """Of /server_info, what a replay may need; the rest holds keys and passwords."""
+_TOLD_BY_RANK = {
+    "memory_usage": "memory_usage",
+    "running_requests_limit": "effective_max_running_requests_per_dp",
+}
+"""The same of its ``internal_states``, one for each data-parallel rank."""
 
 
 @dataclass(kw_only=True)
@@ -124,10 +129,12 @@ class Pull:
 
     def _describe(self, info: dict[str, Any]) -> None:
         told = {name: info[name] for name in _TOLD if name in info}
-        states = [state.get("memory_usage") for state in info["internal_states"]]
+        states = info["internal_states"]
+        for name, key in _TOLD_BY_RANK.items():
+            told[name] = [state.get(key) for state in states]
         write_json(
             self.folder / "server.json",
-            {"url": self.client.url, "asked_s": time.time(), **told, "memory_usage": states},
+            {"url": self.client.url, "asked_s": time.time(), **told},
         )
 
     def _copy(self, logs: Any, name: str, prefix: str) -> bool:

@@ -26,8 +26,9 @@ from pathlib import Path
 
 from sglang_dspark.cli import Parser, called_as, run_command
 from sglang_dspark.server_client import ServerClient, Unreachable
+from traces.measured import measured_path
 from traces.pulling import Pull
-from traces.recorded import measured_path, trace_of_log
+from traces.recorded import trace_of_log
 
 NAME = "traces.record"
 _SAY_EVERY_S = 10.0

@@ -1,42 +1,21 @@
 """From a server's request log to a trace, with what was measured beside it.
 
-Owns which recorded requests a trace can hold, and the sibling file ``NAME.measured.jsonl``: one
-line per request of the trace, in its order, with the times that the schema has no field for. Knows
-no server (``traces.record``).
+Owns which recorded requests a trace can hold. The file beside it is ``traces.measured``'s. Knows no
+server (``traces.record``).
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sglang_dspark.files import atomic_write
 from sglang_dspark.logs.request_parts import RequestLogRead, RequestRecord, read_requests
 from traces.columns import Trace
+from traces.measured import Measured, measured_path, write_measured
 from traces.schema import Request
 from traces.store import write_trace
-
-_MEASURED = (
-    "request_id",
-    "finish",
-    "streamed",
-    "queue_s",
-    "ttft_s",
-    "tpot_s",
-    "latency_s",
-    "cached_tokens",
-    "retractions",
-    "decode_steps",
-)
-
-
-def measured_path(trace: str | Path) -> Path:
-    """The sibling of a trace: ``live.jsonl`` has ``live.measured.jsonl``."""
-    trace = Path(trace)
-    return trace.with_name(f"{trace.name.removesuffix('.jsonl')}.measured.jsonl")
 
 
 def trace_of_log(
@@ -72,6 +51,7 @@ def trace_of_log(
             prefix_hashes=_numbered(record, log.block_tokens, numbers),
             temperature=record.temperature,
             priority=record.priority,
+            max_new_tokens=_most_new(record),
         )
         for name, record in zip(names, kept, strict=True)
     ]
@@ -85,7 +65,8 @@ def trace_of_log(
         notes=dict(notes) or None,
         force=force,
     )
-    _write_measured(measured_path(out), names, kept)
+    rows = (_measured(name, record) for name, record in zip(names, kept, strict=True))
+    write_measured(measured_path(out), rows)
     return trace
 
 
@@ -125,6 +106,11 @@ def _unique(records: Sequence[RequestRecord], notes: Counter[str]) -> list[str]:
     return names
 
 
+def _most_new(record: RequestRecord) -> int | None:
+    """Its limit; None where it had none or the log does not say."""
+    return max(record.max_new_tokens, record.output_tokens) if record.max_new_tokens else None
+
+
 def _numbered(
     record: RequestRecord, block_tokens: int, numbers: dict[int, int]
 ) -> list[int | str] | None:
@@ -134,9 +120,18 @@ def _numbered(
     return [numbers.setdefault(value, len(numbers)) for value in hashes] or None
 
 
-def _write_measured(path: Path, names: Sequence[str], records: Sequence[RequestRecord]) -> None:
-    with atomic_write(path) as file:
-        for name, record in zip(names, records, strict=True):
-            line = {field: getattr(record, field) for field in _MEASURED}
-            line["request_id"] = name
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+def _measured(name: str, record: RequestRecord) -> Measured:
+    return Measured(
+        request_id=name,
+        finish=record.finish,
+        streamed=record.streamed,
+        queue_s=record.queue_s,
+        ttft_s=record.ttft_s,
+        tpot_s=record.tpot_s,
+        latency_s=record.latency_s,
+        cached_tokens=record.cached_tokens,
+        retractions=record.retractions,
+        decode_steps=record.decode_steps,
+        prefill_s=record.prefill_s,
+        received_s=round(record.arrival_s, 6),
+    )

@@ -42,6 +42,9 @@ class Request(
     A hash stands for its block **and all tokens before it**, so equal hash means equal prefix."""
     temperature: float | None = None
     """Sampling temperature; 0 is greedy."""
+    max_new_tokens: Int64 | None = None
+    """The most tokens that it may generate, which admission reserves KV for; never below
+    ``output_tokens``."""
     priority: Int64 | None = None
     """Higher is more urgent; 0 where not given."""
     slo: str | None = None

@@ -45,6 +45,7 @@ from simulator.study.config import (
 )
 from simulator.study.first_start import shown_on, warm_up
 from simulator.study.results import read_results
+from simulator.study.server import engine_of
 from simulator.sweep.ray_pool import connected
 from traces.superpose import more_users
 
@@ -75,6 +76,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
+    parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
     parser.add_argument("--current", metavar="NAME[:PARAMETER]|FILE", help=flag_help("current"))
     traffic = parser.add_mutually_exclusive_group()
     traffic.add_argument(
@@ -126,6 +128,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         cost_model=arguments.cost_model,
         acceptance=arguments.acceptance,
         slo=arguments.slo,
+        engine=engine_of(arguments.server),
     )
 
 

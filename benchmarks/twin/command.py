@@ -1,6 +1,7 @@
 """Does the simulator predict a real server? Record one, fit a third, replay the rest.
 
     python -m benchmarks.twin --minutes 15 -o benchmarks/results/digital_twin.json
+    python -m benchmarks.twin --alone global --minutes 12 -o benchmarks/results/twin_alone.json
 
 Starts the installed SGLang with DSPARK on this machine's CPU, one server for each policy (they wait
 while another is measured): fixed, sglang and global on a SGLang with a DSPARK of its own, none,
@@ -8,7 +9,8 @@ fixed and global on 0.5.15.post1. Profiles them, and sends each the same bursty 
 loads, ``--minutes`` for each policy, in short blocks and in turns. The cost model, the acceptance
 profile and the time outside the engine are fitted to the first third; the others are replayed in
 the simulator and printed beside what was measured. Wants a quiet machine with two cores; 15 minutes
-take 55. The pair of small models is made first where it is missing.
+take 55. The pair of small models is made first where it is missing. The second line is what an
+operator does: one policy, recorded, and judged by ``python -m simulator.twin`` and nothing else.
 """
 
 from __future__ import annotations
@@ -27,26 +29,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks.provenance import provenance
+from benchmarks.twin.alone import judged, record_alone
 from benchmarks.twin.recording import ENGINE, LOADS, POLICIES, fitted_on, record
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.costs.model import CostModel, load_cost_model
-from sglang_dspark.files import make_folder, os_problem, write_json
+from sglang_dspark.core.policy import parse_policy
+from sglang_dspark.files import make_folder, os_problem, read_json, write_json
 from simulator.acceptance.load import load_acceptance
 from simulator.fit.acceptance import fit_censored
 from simulator.fit.calibrate import Calibrated, calibrate, summary
 from simulator.fit.logged_steps import logged
-from simulator.twin.replay import (
-    Outside,
-    Segment,
-    Twin,
-    at_speed,
-    drift,
-    measured,
-    pooled,
-    served_of,
-    trace_of,
-)
+from simulator.twin.outside import Outside
+from simulator.twin.replay import Twin, trace_of
 from simulator.twin.report import Blocks, draw, rounded, signs, table
+from simulator.twin.speed import at_speed, drift
+from simulator.twin.timings import Segment, measured, pooled, served_of
 
 SEEDS = 5
 """Replays of every recorded segment."""
@@ -94,6 +91,7 @@ def fitted(segments: list[Segment], belief: CostModel, folder: Path) -> tuple[Ca
         served_of(first),
         name="cpu-fitted",
         provenance=fitted_on("first third of the digital twin's recording"),
+        chunk_tokens=ENGINE.chunked_prefill_size,
     )
     found.save(make_folder(folder), seed=0)
     twin = Twin(
@@ -106,9 +104,7 @@ def fitted(segments: list[Segment], belief: CostModel, folder: Path) -> tuple[Ca
     return found, twin
 
 
-def replayed_rows(
-    twin: Twin, segments: list[Segment], folder: Path
-) -> tuple[list[dict[str, Any]], Blocks]:
+def replayed_rows(twin: Twin, segments: list[Segment]) -> tuple[list[dict[str, Any]], Blocks]:
     """Measured beside predicted, for every load and policy; all but the first third."""
     rows, blocks = [], {}
     for load, policy in itertools.product(LOADS, POLICIES):
@@ -118,15 +114,13 @@ def replayed_rows(
             if (segment.policy, segment.load) == (policy, load) and segment.third
         ]
         real = blocks[load, policy] = [measured(segment) for segment in replayed]
-        traces = [
-            trace_of(segment, folder / f"{policy}-{load}-{number}.jsonl")
-            for number, segment in enumerate(replayed)
-        ]
-        simulated = [twin.predict(trace, policy, seeds=SEEDS) for trace in traces]
-        drifts = [drift(segment, twin.cost_model) for segment in replayed]
+        traces = [trace_of(segment) for segment in replayed]
+        file = parse_policy(policy)
+        simulated = [twin.predict(trace, file, seeds=SEEDS) for trace in traces]
+        drifts = [drift(segment.steps, twin.cost_model) for segment in replayed]
         paced = [
             dataclasses.replace(twin, cost_model=at_speed(twin.cost_model, factor)).predict(
-                trace, policy, seeds=SEEDS
+                trace, file, seeds=SEEDS
             )
             for trace, factor in zip(traces, drifts, strict=True)
         ]
@@ -135,7 +129,7 @@ def replayed_rows(
                 "load": load,
                 "policy": policy,
                 "requests": sum(len(segment.seen) for segment in replayed),
-                "of_capacity": mean_load([twin.load(trace, policy) for trace in traces]),
+                "of_capacity": mean_load([twin.load(trace, file) for trace in traces]),
                 "drift": drifts,
                 "measured": pooled(real).figures(),
                 "predicted": pooled(simulated).figures(),
@@ -154,7 +148,7 @@ def one_log(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
         calibrated, twin = fitted(mine, belief, folder / f"fit-{source}")
         found[source] = {
             "not_identified": calibrated.not_identified,
-            "rows": replayed_rows(twin, segments, folder)[0],
+            "rows": replayed_rows(twin, segments)[0],
         }
     return found
 
@@ -169,7 +163,7 @@ def compare(segments: list[Segment], belief: CostModel, folder: Path) -> dict[st
         f"{outside_ms['busy']:.1f} ms of others",
         flush=True,
     )
-    rows, blocks = replayed_rows(twin, segments, folder)
+    rows, blocks = replayed_rows(twin, segments)
     return {
         "fit": found.report(),
         "outside_ms": outside_ms,
@@ -186,6 +180,8 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.again and not arguments.folder:
         raise ValueError("--again compares an earlier recording; name its folder with --folder")
     folder = make_folder(arguments.folder or tempfile.mkdtemp(prefix="digital-twin-"))
+    if arguments.alone:
+        return _alone(arguments, folder)
     kept = folder / "recording.pickle"
     if arguments.again:
         try:
@@ -215,6 +211,24 @@ def _command(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _alone(arguments: argparse.Namespace, folder: Path) -> int:
+    """One policy, recorded and judged as an operator does; the status is the command's."""
+    kept = folder / "chosen.json"
+    if arguments.again:
+        chosen = read_json(kept)
+    else:
+        chosen = record_alone(
+            arguments.alone, folder, cache=Path(arguments.cache), minutes=arguments.minutes
+        )
+        write_json(kept, chosen)
+    result = judged(folder, chosen)
+    words = f"python -m benchmarks.twin --alone {arguments.alone} --minutes {arguments.minutes:g}"
+    if arguments.out:
+        write_json(arguments.out, rounded({**provenance(words), **result}))
+    status: int = result["status"]
+    return status
+
+
 def _parser() -> Parser:
     from sglang_dspark.draft.demo.command import default_cache
 
@@ -224,6 +238,10 @@ def _parser() -> Parser:
     parser.add_argument("--figure", metavar="FILE", help="picture of predicted against measured")
     parser.add_argument("--folder", metavar="DIR", help="logs and fits (default: temporary)")
     parser.add_argument("--cache", default=str(default_cache()), help="of the small models")
+    parser.add_argument(
+        "--alone", metavar="POLICY",
+        help="serve this one only, record it as an operator does, and judge it with dspark twin",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="compare what --folder recorded")
     return parser
 

@@ -35,7 +35,7 @@ from sglang_dspark.logs.step_log import read
 from simulator.engine.config import EngineConfig
 from simulator.fit.cost import fit_cost
 from simulator.fit.logged_steps import logged
-from simulator.twin.replay import Segment
+from simulator.twin.timings import Segment
 
 POLICIES = ("fixed", "sglang", "global") if is_built_in() else ("none", "fixed", "global")
 """The built-in DSPARK drafts for every request, so that its ``none`` would save nothing."""
@@ -193,7 +193,13 @@ class Recording:
                 if number is not None:
                     steps[number].append(record)
         return [
-            Segment(policy=policy, load=load, third=third, seen=seen, steps=steps[number])
+            Segment(
+                policy=policy,
+                load=load,
+                third=third,
+                seen=sorted(seen, key=lambda one: one.sent_s),
+                steps=steps[number],
+            )
             for number, (policy, load, third, seen) in enumerate(self.windows)
         ]
 

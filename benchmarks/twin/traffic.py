@@ -8,6 +8,7 @@ times are ``time.time``, the clock of the server's step log. Knows no simulation
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -32,7 +33,7 @@ from benchmarks.servers import (
     unneeded_models,
     wait_healthy,
 )
-from simulator.twin.replay import Seen
+from simulator.twin.timings import Seen
 
 _READY_S = 600.0
 _MODELS = ("qwen3", "qwen2", "dspark", "dflash", "registry", "utils", "transformers")
@@ -107,6 +108,11 @@ class Server:
         """Folder of its step log."""
         return self.folder / "steps"
 
+    @property
+    def request_log(self) -> Path:
+        """Folder of its request log."""
+        return self.folder / "requests"
+
     def stop(self) -> None:
         """As an operator does, then by force."""
         if self.process.poll() is None:
@@ -143,6 +149,7 @@ def start_server(
         *("--speculative-dspark-policy", policy),
         *("--speculative-dspark-step-log", str(folder / "steps")),
         *("--speculative-dspark-step-log-mb", "1024"),
+        *("--speculative-dspark-request-log", str(folder / "requests")),
         *(() if cost_model is None else ("--speculative-dspark-cost-model", str(cost_model))),
     ]
     with open(folder / "server.log", "wb") as log:
@@ -164,6 +171,17 @@ def wait_ready(server: Server) -> None:
         raise ValueError(f"the server of {server.policy} did not start: {why}")
 
 
+def token_names(prompt: Sequence[int]) -> tuple[int, ...]:
+    """A name for each token that stands for it and all before it, as pages of one token are
+    shared."""
+    digest = hashlib.blake2b(digest_size=6)
+    names = []
+    for token in prompt:
+        digest.update(token.to_bytes(4, "little"))
+        names.append(int.from_bytes(digest.digest(), "little"))
+    return tuple(names)
+
+
 async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) -> Seen:
     body = {
         "input_ids": list(job.prompt),
@@ -173,7 +191,7 @@ async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) ->
     }
     sent_s = time.time()
     first_s = end_s = 0.0
-    tokens = cached = bursts = 0
+    tokens = cached = 0
     async with session.post(f"{url}/generate", json=body) as answer:
         if answer.status != 200:
             raise ValueError(f"{url}: {answer.status} {(await answer.text())[:300]}")
@@ -184,26 +202,27 @@ async def _send(session: aiohttp.ClientSession, url: str, job: Job, rid: str) ->
             about = json.loads(line[6:])["meta_info"]
             if about["completion_tokens"] > tokens:
                 tokens = about["completion_tokens"]
-                bursts += 1
                 first_s = first_s or now_s
                 end_s = now_s
             cached = about.get("cached_tokens", 0)
     return Seen(
         rid=rid,
         domain=job.domain,
-        prompt=job.prompt,
+        prompt_tokens=len(job.prompt),
+        prefix=token_names(job.prompt),
         sent_s=sent_s,
         first_s=first_s,
         end_s=end_s,
         output_tokens=tokens,
         cached_tokens=cached,
-        bursts=bursts,
+        max_new_tokens=job.most_tokens,
     )
 
 
 async def _open_loop(url: str, jobs: Sequence[Job], tag: str) -> list[Seen]:
     timeout = aiohttp.ClientTimeout(total=900)
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection kept open may be closed by the server just when the next request is sent.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         start_s = time.time()
         tasks = []

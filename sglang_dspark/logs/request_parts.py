@@ -24,7 +24,7 @@ from sglang_dspark.logs.writer import by_writer, parquet_bytes, read_parquet
 
 Ints = npt.NDArray[np.int64]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PREFIX, TITLE = "requests", "request log"
 BLOCK_TOKENS = 64
 """Tokens of a hashed block: a multiple of every page size in use up to 64, as a replay needs."""
@@ -47,8 +47,14 @@ _SCALARS = {
     "session_id": pa.string(),
     "temperature": pa.float64(),
     "priority": pa.int64(),
+    "max_new_tokens": pa.int64(),
+    "prefill_s": pa.float64(),
 }
-SCHEMA = pa.schema([*_SCALARS.items(), ("prefix_hashes", pa.list_(pa.int64()))])
+_HASHES = ("prefix_hashes", pa.list_(pa.int64()))
+SCHEMA = pa.schema([*_SCALARS.items(), _HASHES])
+_NEW_IN_2 = ("max_new_tokens", "prefill_s")
+_OLDER = {1: pa.schema([*((n, k) for n, k in _SCALARS.items() if n not in _NEW_IN_2), _HASHES])}
+"""What earlier releases wrote; a record of theirs knows nothing of the columns that came later."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +94,10 @@ class RequestRecord:
     """Of the sampling."""
     priority: int | None
     """As given."""
+    max_new_tokens: int | None = None
+    """The most tokens it may generate, which admission reserves KV for."""
+    prefill_s: float | None = None
+    """Seconds from its first forward pass until its prefill's result was known."""
     prefix_hashes: Ints
     """Of the prompt's whole leading blocks of ``BLOCK_TOKENS``, in order; empty when unknown."""
 
@@ -152,7 +162,7 @@ def part_bytes(batches: Sequence[Any], header: RequestHeader) -> Any:
 def read_part(path: Path) -> tuple[RequestHeader, Iterator[RequestRecord]]:
     """The header and the requests of one file. ``ValueError`` naming it when it is not one."""
     table, value = read_parquet(
-        path, schema=SCHEMA, version=SCHEMA_VERSION, key=_HEADER_KEY, title=TITLE
+        path, schemas={**_OLDER, SCHEMA_VERSION: SCHEMA}, key=_HEADER_KEY, title=TITLE
     )
     return decode_record(value, RequestHeader, where=f"{path}: header"), _records(table)
 

@@ -76,6 +76,26 @@ def read(folder: str | Path) -> Iterator[StepRecord]:
         yield from records
 
 
+def shared_header(folder: str | Path) -> PartHeader:
+    """What every part of the folder says of its server.
+
+    ``ValueError`` where parts are of different policies, prices or draft lengths.
+    """
+    found: PartHeader | None = None
+    for writer, header, _ in _parts(folder):
+        if found is not None and any(
+            getattr(header, name) != getattr(found, name)
+            for name in ("policy", "cost_model", "gamma")
+        ):
+            raise ValueError(
+                f"{folder}: {writer} was served under another policy, other prices or another "
+                "draft length than the parts before it; keep the parts of one server start"
+            )
+        found = header
+    assert found is not None
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplayCounts:
     """What replaying a log found."""

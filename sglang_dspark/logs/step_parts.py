@@ -92,19 +92,27 @@ class PartHeader:
     dropped: int = 0
     """Records the writer had dropped before this part ended."""
 
-    def planner(self) -> Planner:
-        """The planner that decided the part's steps. ``ValueError`` when the header is wrong."""
+    def policy_file(self) -> PolicyFile:
+        """The policy that decided the part's steps. ``ValueError`` when the header is wrong."""
         file = self.policy
         kind = POLICIES.get(file.get("policy", ""))
         if kind is None:
             raise ValueError(f"no policy {file.get('policy')!r}; known: {', '.join(POLICIES)}")
         calibration = file.get("calibration", {})
-        return Planner(
+        return PolicyFile(
             policy=decode_record(file.get("parameters", {}), kind, where="parameters"),
+            calibration=decode_record(calibration, Calibration, where="calibration"),
+        )
+
+    def planner(self) -> Planner:
+        """Its planner. ``ValueError`` when the header is wrong."""
+        file = self.policy_file()
+        return Planner(
+            policy=file.policy,
             cost_model=decode_cost_model(self.cost_model, where="cost model"),
             gamma=self.gamma,
             max_requests=self.max_requests,
-            calibration=decode_record(calibration, Calibration, where="calibration"),
+            calibration=file.calibration,
         )
 
 
@@ -181,7 +189,7 @@ def read_part(path: Path) -> tuple[PartHeader, Iterator[StepRecord]]:
     ``FileNotFoundError`` passes: a running server may delete its oldest part meanwhile.
     """
     table, value = read_parquet(
-        path, schema=SCHEMA, version=SCHEMA_VERSION, key=_HEADER_KEY, title="step log"
+        path, schemas={SCHEMA_VERSION: SCHEMA}, key=_HEADER_KEY, title="step log"
     )
     header = decode_record(value, PartHeader, where=f"{path}: header")
     return header, _records(table, header.gamma, path)

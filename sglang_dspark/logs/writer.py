@@ -256,9 +256,11 @@ def parquet_bytes(batches: Sequence[Any], *, schema: Any, key: str, header: Any)
 
 
 def read_parquet(
-    path: Path, *, schema: Any, version: int, key: str, title: str
+    path: Path, *, schemas: Mapping[int, Any], key: str, title: str
 ) -> tuple[Any, Mapping[str, Any]]:
-    """The table and the header of one file. ``ValueError`` naming the file when it is not one.
+    """The table and the header of one file of any version in ``schemas``, the newest last.
+
+    ``ValueError`` naming the file when it is not one.
 
     ``FileNotFoundError`` passes: a running server may delete its oldest part meanwhile.
     """
@@ -280,8 +282,9 @@ def read_parquet(
     except ValueError as error:
         raise ValueError(f"{path}: its header is damaged ({error}); remove it") from None
     found = value.get("schema_version") if isinstance(value, dict) else None
-    if found != version:
-        raise ValueError(f"{path}: schema_version {found!r} is not {version}; record a new {title}")
-    if table.schema.names != schema.names:
+    if not isinstance(found, int) or found not in schemas:
+        newest = max(schemas)
+        raise ValueError(f"{path}: schema_version {found!r} is not {newest}; record a new {title}")
+    if table.schema.names != schemas[found].names:
         raise ValueError(f"{path}: its columns are not a {title}'s; remove the file")
     return table, value

@@ -59,6 +59,7 @@ class _Open:
     session_id: str | None
     temperature: float | None
     priority: int | None
+    max_new_tokens: int | None
     first: float = 0.0
     hashes: Any = None
 
@@ -237,6 +238,7 @@ class RequestRecorder:
                 session_id=None if named is None else str(named),
                 temperature=_temperature(message.sampling_params),
                 priority=message.priority,
+                max_new_tokens=getattr(message.sampling_params, "max_new_tokens", None),
             )
             self._open[message.rid] = request
             log.hash_soon(request)
@@ -274,6 +276,7 @@ class RequestRecorder:
             output_tokens=output,
             cached_tokens=int(batch.cached_tokens[row]),
             queue_s=entered,
+            prefill_s=None if prefilled is None or entered is None else prefilled - entered,
             ttft_s=first if output else None,
             retractions=_at(batch.retraction_counts, row) or 0,
             decode_steps=_at(getattr(batch, "spec_verify_ct", None), row),
@@ -294,6 +297,7 @@ class RequestRecorder:
             output_tokens=len(state.output_ids) if state is not None else 0,
             cached_tokens=None,
             queue_s=None,
+            prefill_s=None,
             ttft_s=first,
             retractions=0,
             decode_steps=None,
@@ -309,6 +313,7 @@ class RequestRecorder:
             session_id=request.session_id,
             temperature=request.temperature,
             priority=request.priority,
+            max_new_tokens=request.max_new_tokens,
         )
         self.log().observe(_Finished(request, fields))
 

@@ -42,7 +42,8 @@ class EngineConfig:
     confidence_lag_steps: int = 2
     """Age of the confidences the budget is computed from (paper 5.2)."""
     admission_new_tokens: int = 4096
-    """max_new_tokens that admission assumes of every request; SGLang clips at 4096."""
+    """max_new_tokens that admission assumes of a request that does not say its own, and the most
+    that it reserves for any; SGLang clips at 4096."""
 
     def __post_init__(self) -> None:
         positive = (

@@ -34,6 +34,7 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("note", np.float64),
     ("prompt_tokens", np.int64),
     ("output_limit", np.int64),
+    ("max_new_tokens", np.int64),
     ("generated", np.int64),
     ("kv_len", np.int64),
     ("prefill_end", np.int64),
@@ -55,12 +56,13 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
 ]
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 """``ready_s`` when its replica may queue it, ``arrival_s`` unless it was sent again;
-``generated`` output tokens so far; ``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to
-prefill before (again) decoding; ``history`` decode rounds since admission, ``undrafted`` those of
-all its rounds that nothing was drafted for; ``verified`` draft tokens computed by the target and
-``accepted`` of them committed; ``retries`` times it was sent again because its replica failed;
-``drafts`` whether the last plan wants a draft for its next step, ``note`` what it noted;
-``kv_ready`` 1 while its prompt's KV waits to be admitted after a transfer of ``transfer_s``."""
+``max_new_tokens`` what the client allowed, 0 where unknown; ``generated`` output tokens so far;
+``kv_len`` tokens in the KV cache; ``prefill_end`` tokens to prefill before (again) decoding;
+``history`` decode rounds since admission, ``undrafted`` those of all its rounds that nothing was
+drafted for; ``verified`` draft tokens computed by the target and ``accepted`` of them committed;
+``retries`` times it was sent again because its replica failed; ``drafts`` whether the last plan
+wants a draft for its next step, ``note`` what it noted; ``kv_ready`` 1 while its prompt's KV waits
+to be admitted after a transfer of ``transfer_s``."""
 
 STATE = np.dtype(
     [

@@ -34,10 +34,13 @@ def pop_waiting(memory: Memory) -> None:
 
 @compiled
 def assumed_new_tokens(memory: Memory, engine: Engine, r: int) -> int:
-    """Output tokens admission reserves for: what is left of the assumed max_new_tokens."""
+    """Output tokens admission reserves for: what is left of its max_new_tokens, or of those that
+    are assumed of a request that does not say; never more than the assumed ones."""
     request = memory.requests[r]
     pool = engine.pool_pages * engine.page_tokens
     most = min(engine.admission_new_tokens, pool - 2 * engine.page_tokens - request.prompt_tokens)
+    if request.max_new_tokens > 0:
+        most = min(most, request.max_new_tokens)
     return max(0, most - request.generated)
 
 

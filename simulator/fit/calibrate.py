@@ -1,19 +1,21 @@
 """From a server's step log to what replays it: an acceptance profile and a cost model.
 
     python -m simulator.fit STEP_LOG [STEP_LOG ...] -o DIR [--requests TRACE.jsonl]
+                            [--measured TRACE.measured.jsonl] [--server server.json]
 
 Writes ``acceptance.parquet`` (for ``--acceptance``), ``cost_model.json`` (for ``--cost-model``)
 and ``fit.json`` with fit errors, valid range and what the log could not tell, which is printed
 too. With ``--requests``, the request log of the same time in the schema of ``traces``, rounds are
-grouped by domain. What is read is ``logged_steps``, the fits are ``acceptance`` and ``cost``; owns
-the command, the report and the price of exploring.
+grouped by domain, and what was measured of the requests beside it prices prompts. What is read
+is ``logged_steps``, the fits are ``acceptance``, ``prefill`` and ``cost``; owns the command, the
+report and the price of exploring.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -33,8 +35,11 @@ from sglang_dspark.logs.rounds import Rounds
 from sglang_dspark.logs.step_log import read
 from simulator.fit.acceptance import LEAST_ROUNDS, CensoredFit, fit_censored
 from simulator.fit.cost import CostFit, fit_cost
-from simulator.fit.logged_steps import Logged, Served, logged
-from traces import read_requests
+from simulator.fit.logged_steps import Logged, logged
+from simulator.fit.prefill import PrefillFit
+from simulator.fit.served import Served, read_served
+from simulator.study.server import FILE as SERVER_FILE
+from simulator.study.server import ServerSettings, server_settings
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -177,6 +182,7 @@ class Calibrated:
                 "mean_factor": round(cost.mean_factor, 4),
                 "uniform_over_ragged": cost.uniform_over_ragged
                 and round(cost.uniform_over_ragged, 4),
+                "prefill": cost.prefill and _prefill_report(cost.prefill),
             },
             "exploration": dataclasses.asdict(self.explore),
             "not_identified": self.not_identified,
@@ -193,6 +199,16 @@ class Calibrated:
         write_json(folder / "fit.json", self.report())
 
 
+def _prefill_report(fit: PrefillFit) -> dict[str, Any]:
+    """The prices and the 95 % intervals that resampled gaps put them in."""
+    prices = {"base_s": fit.base, "token_s": fit.token, "pair_s": fit.pair}
+    return {
+        "gaps": fit.gaps,
+        "longest_tokens": fit.longest_tokens,
+        **{name: [price.seconds, price.low, price.high] for name, price in prices.items()},
+    }
+
+
 def calibrate(
     records: Iterable[StepRecord],
     served: Mapping[str, Served],
@@ -201,9 +217,11 @@ def calibrate(
     provenance: Provenance,
     seed: int = 0,
     resamples: int = 40,
+    chunk_tokens: int | None = None,
+    torn: Container[str] = (),
 ) -> Calibrated:
-    """Both fits of a log."""
-    log = logged(records, served)
+    """Both fits of a log; ``chunk_tokens`` and ``torn`` as ``logged_steps.logged`` takes them."""
+    log = logged(records, served, chunk_tokens=chunk_tokens, torn=torn)
     fit = fit_censored(log.rounds, resamples=resamples, seed=seed)
     cost = fit_cost(log.times, gamma=log.rounds.gamma, name=name, provenance=provenance)
     explore = exploration(log, fit, cost.model)
@@ -224,7 +242,17 @@ def _parser() -> Parser:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument(
         "--requests", metavar="TRACE",
-        help="trace of the same requests, name or file: groups rounds by domain",
+        help="trace of the same requests, name or file: groups rounds by domain, and tells what "
+        "was measured of them where the trace has its .measured.jsonl beside it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--measured", metavar="FILE",
+        help="what was measured of --requests: cached tokens and first-token times, by which "
+        "prompts are priced (default: the .measured.jsonl beside it)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--server", metavar="FILE",
+        help="server.json that traces record wrote (default: the one in STEP_LOG)",
     )  # fmt: skip
     parser.add_argument("--name", default="measured", help="what results call the cost model")
     parser.add_argument("--hardware", default="unknown", help="written into the cost model")
@@ -236,17 +264,14 @@ def _parser() -> Parser:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    served: dict[str, Served] = {}
-    if arguments.requests:
-        requests, _ = read_requests(arguments.requests)
-        served = {
-            r.request_id: Served(domain=r.domain or "", output_tokens=r.output_tokens)
-            for r in requests
-        }
+    if arguments.measured and not arguments.requests:
+        raise ValueError("--measured tells of the requests of a trace; name it with --requests")
     folders = arguments.step_log
+    known = read_served(arguments.requests, arguments.measured) if arguments.requests else None
+    server = settings_beside(arguments.server, folders)
     found = calibrate(
         (record for folder in folders for record in read(folder)),
-        served,
+        known.requests if known else {},
         name=arguments.name,
         provenance=Provenance(
             origin="measured",
@@ -260,12 +285,33 @@ def _command(arguments: argparse.Namespace) -> int:
             command=f"python -m simulator.fit {' '.join(folders)} -o {arguments.out}",
         ),
         seed=arguments.seed,
+        chunk_tokens=server.engine.chunked_prefill_size if server else None,
     )
     folder = make_folder(arguments.out)
     found.save(folder, seed=arguments.seed)
     print(summary(found))
     print(f"\nWrote {folder}/acceptance.parquet, cost_model.json, fit.json")
     return 0
+
+
+def settings_beside(server: str | None, folders: Sequence[str]) -> ServerSettings | None:
+    """Those of ``server.json``: the named one, or the one in a folder of the log, if any."""
+    if server is not None:
+        return server_settings(server)
+    found = [folder for folder in folders if (Path(folder) / SERVER_FILE).is_file()]
+    return server_settings(found[0]) if found else None
+
+
+def prefill_line(fit: PrefillFit) -> str:
+    """The prices of a prefill, each with its interval."""
+    shown = (("step", fit.base, 1e3, "ms"), ("token", fit.token, 1e6, "us"),
+             ("pair", fit.pair, 1e9, "ns"))  # fmt: skip
+    prices = ", ".join(
+        f"{scale * price.seconds:.4g} {unit} a {name} "
+        f"[{scale * price.low:.4g}, {scale * price.high:.4g}]"
+        for name, price, scale, unit in shown
+    )
+    return f"prefill from {fit.gaps} gaps: {prices} (95 %)"
 
 
 def summary(found: Calibrated) -> str:
@@ -287,6 +333,8 @@ def summary(found: Calibrated) -> str:
         f"step times of {found.cost.steps} steps: {error.median_rel:.1%} median, "
         f"{error.max_rel:.1%} largest error of cell means"
     )
+    if found.cost.prefill is not None:
+        lines.append(prefill_line(found.cost.prefill))
     lines += [f"NOT IDENTIFIED: {line}" for line in found.not_identified]
     return "\n".join(lines)
 

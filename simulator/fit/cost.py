@@ -5,7 +5,7 @@ tokens and C context tokens:
     draft(R drafted) + bias + alpha(R) + theta(M) + context C + host
 with alpha, theta and draft piecewise linear and never decreasing, and host the time between two
 steps that no part of them explains. A prefill is what a gap between two decode steps holds beyond
-that when new requests joined: base + token (new tokens) + pair (attended pairs).
+that when new requests joined, and ``prefill``'s to price.
 
 How curves and prices are found is ``core.costs.fit``'s; owns which times speak for which part.
 Knows no file, no log and no policy.
@@ -33,6 +33,7 @@ from sglang_dspark.core.costs.schema import (
     Provenance,
     ValidRange,
 )
+from simulator.fit.prefill import LEAST_GAPS, Gaps, PrefillFit, fit_prefill
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -65,13 +66,18 @@ class StepTimes:
     gap_s: Floats
     """[S] since the end of the step before; NaN where anything but the loop ran between."""
     prefill_gap_s: Floats
-    """[S] the same where prompts were prefilled between, and nothing else; NaN elsewhere."""
+    """[S] the same where prompts were prefilled between, and nothing else; NaN elsewhere. After an
+    idle time since the first of them was formed, where that is known."""
     prefill_tokens: Ints
     """[S] new tokens of those prompts."""
     prefill_pairs: Floats
     """[S] their attended pairs: new * (cached + new / 2)."""
     prefill_batches: Ints
     """[S] prefill steps they took, 1 where nobody counted."""
+    prefill_loops: Ints
+    """[S] times that the loop's own time lies in the gap."""
+    cached_unknown: Bools
+    """[S] whether nobody says how much of those prompts was cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,8 @@ class CostFit:
     uniform_over_ragged: float | None
     """Measured over fitted time of uniform steps, over the same of ragged ones: 1 when the shape
     itself costs nothing. None without either."""
+    prefill: PrefillFit | None
+    """How sure the prices of a prefill are; None where the log shows too few."""
     not_identified: tuple[str, ...]
     """What the log cannot tell, and what to record instead."""
 
@@ -135,7 +143,9 @@ def fit_cost(times: StepTimes, *, gamma: int, name: str, provenance: Provenance)
     fitted = fitted + (draft.at(times.drafted) if draft else 0.0)
     measured = times.draft_s + times.target_s + times.gap_s
     factor = _mean_factor(measured[plain], fitted[plain])
-    prefill = _fit_prefill(times, target, factor * host_s, factor * gap_slope_s, lost)
+    gaps = _gaps(times, factor * host_s, factor * gap_slope_s)
+    prefill = fit_prefill(gaps)
+    lost += prefill.not_identified if prefill else ()
     ratio = measured[plain] / (factor * fitted[plain])
     reference = round(float(times.context_tokens.sum() / times.requests.sum()))
     alpha_s = target.alpha_s + gap_slope_s * (target.request_knots - 1.0)
@@ -165,7 +175,7 @@ def fit_cost(times: StepTimes, *, gamma: int, name: str, provenance: Provenance)
             note="plan, verify, commit and the part of the gap that grows with the requests",
         ),
         draft=draft.cost(gamma, factor) if draft else None,
-        prefill=prefill,
+        prefill=prefill.cost() if prefill else _as_verified(target, gaps, lost),
         host=HostCost(
             step_s=round(host_s * factor, 9),
             origin="measured",
@@ -185,6 +195,7 @@ def fit_cost(times: StepTimes, *, gamma: int, name: str, provenance: Provenance)
         steps=int(plain.sum()),
         mean_factor=factor,
         uniform_over_ragged=_shape_ratio(times.uniform[plain], ratio),
+        prefill=prefill,
         not_identified=tuple(lost),
     )
 
@@ -287,38 +298,34 @@ def _fit_draft(times: StepTimes, gamma: int, lost: list[str]) -> _Draft | None:
     return _Draft(knots=knots, seconds=np.cumsum([parts.bias_s, *parts.rises_s[0]]))
 
 
-def _fit_prefill(
-    times: StepTimes, target: _Target, host_s: float, gap_slope_s: float, lost: list[str]
-) -> PrefillCost:
+def _gaps(times: StepTimes, host_s: float, gap_slope_s: float) -> Gaps:
     """What gaps with prefills hold beyond the loop's own time; each batch has a loop of its own."""
     use = np.isfinite(times.prefill_gap_s)
-    batches = times.prefill_batches[use].astype(np.float64)
-    loop_s = host_s * (1.0 + batches) + gap_slope_s * (times.requests[use] - 1.0)
-    rest_s = times.prefill_gap_s[use] - loop_s
-    keep = rest_s > 0
-    note = ""
-    if keep.sum() < _LEAST:
-        lost.append(
-            f"{int(keep.sum())} prefills ran between two decode steps, too few: prompts are priced "
-            "as verified tokens"
-        )
-        base_s, pair_s = target.bias_s, 0.0
-        token_s = float(target.theta_s[-1] / target.token_knots[-1])
-        note = "not measured: as a forward of verified tokens"
-    else:
-        tokens = times.prefill_tokens[use][keep].astype(np.float64)
-        design = np.stack((batches[keep], tokens, times.prefill_pairs[use][keep]), axis=1)
-        base_s, token_s, pair_s = mean_rises(design, rest_s[keep])
-        factor = _mean_factor(rest_s[keep], np.maximum(design @ (base_s, token_s, pair_s), 1e-9))
-        base_s, token_s, pair_s = factor * base_s, factor * token_s, factor * pair_s
-        if tokens.max() < 2 * max(tokens.min(), 1.0):
-            lost.append("all prompts were of about one length: the price of a token is a guess")
+    known = use & ~times.cached_unknown
+    if known.sum() >= LEAST_GAPS:  # the others would tell less, and wrongly
+        use = known
+    loop_s = host_s * times.prefill_loops[use] + gap_slope_s * (times.requests[use] - 1.0)
+    return Gaps(
+        seconds=times.prefill_gap_s[use] - loop_s,
+        tokens=times.prefill_tokens[use],
+        pairs=times.prefill_pairs[use],
+        steps=times.prefill_batches[use],
+        cached_unknown=int(times.cached_unknown[use].sum()),
+    )
+
+
+def _as_verified(target: _Target, gaps: Gaps, lost: list[str]) -> PrefillCost:
+    """A price for logs that show no prefills."""
+    lost.append(
+        f"{int((gaps.seconds > 0).sum())} prefills ran between two decode steps, too few: prompts "
+        "are priced as verified tokens"
+    )
     return PrefillCost(
-        base_s=round(float(base_s), 9),
-        token_s=max(round(float(token_s), 12), 1e-12),
-        pair_s=round(float(pair_s), 15),
+        base_s=round(target.bias_s, 9),
+        token_s=max(round(float(target.theta_s[-1] / target.token_knots[-1]), 12), 1e-12),
+        pair_s=0.0,
         origin="measured",
-        note=note,
+        note="not measured: as a forward of verified tokens",
     )
 
 

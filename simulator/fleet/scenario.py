@@ -206,6 +206,7 @@ def request_records(scenario: Scenario) -> Records:
         requests[name] = np.nan
     requests["prompt_tokens"] = trace.prompt_tokens
     requests["output_limit"] = np.minimum(trace.output_tokens, most - trace.prompt_tokens)
+    requests["max_new_tokens"] = trace.max_new_tokens
     requests["domain"] = trace.domain
     requests["priority"] = trace.priority
     rejected = requests["output_limit"] < 1

@@ -29,6 +29,7 @@ from simulator.fleet.config import FleetConfig
 from simulator.fleet.judged import WARM_UP
 from simulator.fleet.scenario import Scenario
 from simulator.slo import PRESETS, bounds_s, parse_slo
+from simulator.study.server import engine_of
 from simulator.study.study import Run
 from traces import Trace, load_trace, shipped_traces
 
@@ -226,6 +227,8 @@ def flag_help(name: str) -> str:
         "warm_up": "share of the trace's time left out of the figures at each end, while the "
         f"server fills and empties (default: {WARM_UP:g})",
         "rate": f"arrivals X times as fast (default: {RunConfig.rate:g})",
+        "server": "server.json that traces record wrote: its settings are the engine's, in place "
+        "of those of --config",
         "seed": f"of acceptance and confidences (default: {RunConfig.seed})",
         "jobs": "worker processes, by default one for each core",
         "ray": "run on this Ray cluster; local starts one",
@@ -234,7 +237,8 @@ def flag_help(name: str) -> str:
 
 def common_flags(arguments: argparse.Namespace) -> dict[str, object]:
     """What the commands that replay a trace have in common, for ``with_flags``."""
-    return {name: getattr(arguments, name) for name in _COMMON_FLAGS}
+    given = {name: getattr(arguments, name) for name in _COMMON_FLAGS}
+    return given | {"engine": engine_of(arguments.server)}
 
 
 def with_flags(config: RunConfig, **flags: object) -> RunConfig:

@@ -63,6 +63,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
+    parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
     parser.add_argument("--rate", type=float, metavar="X", help=flag_help("rate"))
     parser.add_argument(
         "--concurrency", type=numbers, metavar="C[,C...]",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator.twin.replay import FIGURES, Timings, pooled
+from simulator.twin.timings import FIGURES, Timings, pooled
 
 TIE = 0.02
 """Policies that measure this close are not told apart, whatever the sign."""

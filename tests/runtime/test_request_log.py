@@ -60,6 +60,8 @@ def record_strategy() -> st.SearchStrategy[RequestRecord]:
         session_id=st.none() | TEXT,
         temperature=st.none() | st.floats(0, 2),
         priority=st.none() | st.integers(-9, 9),
+        max_new_tokens=st.none() | INTEGERS,
+        prefill_s=st.none() | SECONDS,
         prefix_hashes=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5).map(
             lambda values: np.array(values, dtype=np.int64)
         ),
@@ -120,7 +122,7 @@ class Manager:
             "lora_id": None,
             "extra_key": None,
             "priority": None,
-            "sampling_params": SimpleNamespace(temperature=1.0, top_k=1 << 30),
+            "sampling_params": SimpleNamespace(temperature=1.0, top_k=1 << 30, max_new_tokens=99),
         }
         return TokenizedGenerateReqInput(rid=rid, input_ids=tokens, **{**plain, **given})
 
@@ -228,7 +230,9 @@ def test_what_the_scheduler_times_is_taken_where_it_can_be_right(tmp_path: Path)
     a, b = read_requests(tmp_path).records
     assert a.queue_s == pytest.approx(1e-6, abs=1e-9)
     assert a.ttft_s == pytest.approx(3e-6, abs=1e-9)
-    assert (b.queue_s, b.ttft_s, b.tpot_s) == (None, None, None)
+    assert a.prefill_s == pytest.approx(2e-6, abs=1e-9)
+    assert (b.queue_s, b.prefill_s, b.ttft_s, b.tpot_s) == (None, None, None, None)
+    assert (a.max_new_tokens, b.max_new_tokens) == (99, 99)
     assert (a.decode_steps, b.decode_steps) == (4, 5)
     assert (a.starting, a.prompt_tokens, a.cached_tokens, a.retractions) == (True, 100, 64, 1)
     assert abs(a.arrival_s - time.time()) < 60

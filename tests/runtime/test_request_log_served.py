@@ -82,6 +82,9 @@ def agrees(record: RequestRecord, outcome: Outcome) -> None:
     assert record.queue_s is not None
     assert record.ttft_s is not None
     assert 0 <= record.queue_s <= record.ttft_s <= record.latency_s
+    assert record.prefill_s is not None
+    assert 0 <= record.prefill_s <= record.latency_s
+    assert record.max_new_tokens == outcome.job.sampling["max_new_tokens"]
     assert len(record.prefix_hashes) == record.prompt_tokens // BLOCK_TOKENS
 
 

@@ -89,6 +89,7 @@ def trace(
         session=np.full(n, -1, np.int64),
         temperature=np.full(n, np.nan),
         priority=np.zeros(n, np.int64),
+        max_new_tokens=np.zeros(n, np.int64),
         slo=np.full(n, -1, np.int32),
         slo_names=(),
         prefix_offsets=np.array(offsets, dtype=np.int64),

@@ -27,12 +27,15 @@ from sglang_dspark.logs.request_parts import (
     part_bytes,
     prefix_hashes,
 )
+from sglang_dspark.logs.request_parts import read_requests as request_log
 from sglang_dspark.logs.step_log import read
+from sglang_dspark.logs.writer import parquet_bytes
 from sglang_dspark.server_client import ServerClient
 from simulator.run import main as simulate
 from tests.traces.recorded_servers import GAMMA, FakeServer, info_of, step
 from tests.waiting import HUNG_S
 from traces import load_trace, read_requests
+from traces.measured import measured_path, read_measured
 from traces.pulling import CLEAR_AT, Pull
 from traces.record import main, record
 
@@ -86,7 +89,14 @@ def test_a_log_becomes_a_trace_with_its_times_beside_it(tmp_path: Path) -> None:
     hashes = np.array([7, 2**63 - 1, -5])
     records = [
         request(1, prefix_hashes=hashes[:2], session_id="s", priority=3, prompt_tokens=150),
-        request(0, prefix_hashes=hashes, decode_steps=9, cached_tokens=128),
+        request(
+            0,
+            prefix_hashes=hashes,
+            decode_steps=9,
+            cached_tokens=128,
+            max_new_tokens=64,
+            prefill_s=0.02,
+        ),
     ]
     requests, meta = convert(tmp_path, records)
     assert [(r.request_id, r.arrival_s, r.prefix_hashes) for r in requests] == [
@@ -101,6 +111,9 @@ def test_a_log_becomes_a_trace_with_its_times_beside_it(tmp_path: Path) -> None:
     assert (first["cached_tokens"], first["decode_steps"]) == (128, 9)
     assert first["tpot_s"] == pytest.approx((0.43 - 0.05) / 19)
     assert second["latency_s"] == 0.43
+    assert [r.max_new_tokens for r in requests] == [64, None]
+    assert (first["received_s"], first["prefill_s"]) == (1.7e9, 0.02)
+    assert read_measured(measured_path(tmp_path / "t.jsonl"))["r1"].received_s == 1.7e9 + 0.5
 
 
 @pytest.mark.example
@@ -125,6 +138,24 @@ def test_what_a_trace_cannot_hold_is_counted(tmp_path: Path) -> None:
         "request_id used before, numbered": 1,
     }
     assert [m["tpot_s"] is None for m in measured(tmp_path)] == [False, False, True]
+
+
+@pytest.mark.example
+def test_parts_of_the_first_version_are_read(tmp_path: Path) -> None:
+    """They say nothing of what came later."""
+    new = {"max_new_tokens", "prefill_s"}
+    old = encode([request(0)]).drop_columns(sorted(new))
+    header = {"block_tokens": BLOCK_TOKENS, "versions": {}, "schema_version": 1, "dropped": 0}
+    key = "sglang_dspark.request_log"
+    part = parquet_bytes([old], schema=old.schema, key=key, header=header)
+    (tmp_path / "requests-1-1-000000.parquet").write_bytes(part)
+    (found,) = request_log(tmp_path).records
+    assert (found.request_id, found.max_new_tokens, found.prefill_s) == ("r0", None, None)
+    header["schema_version"] = 7
+    part = parquet_bytes([old], schema=old.schema, key=key, header=header)
+    (tmp_path / "requests-1-1-000000.parquet").write_bytes(part)
+    with pytest.raises(ValueError, match="schema_version 7 is not 2; record a new request log"):
+        request_log(tmp_path)
 
 
 @pytest.mark.example
@@ -392,7 +423,9 @@ def test_no_secret_of_the_server_is_written(tmp_path: Path) -> None:
         pull_of(server, tmp_path).look()
     text = (tmp_path / "server.json").read_text()
     assert "secret" not in text
-    assert json.loads(text)["version"] == "0.5.21"
+    told = json.loads(text)
+    assert told["version"] == "0.5.21"
+    assert (told["memory_usage"], told["running_requests_limit"]) == ([None], [None])
 
 
 @pytest.mark.example

@@ -58,12 +58,14 @@ def request_lists(draw: st.DrawFn) -> list[Request]:
         # One chain per kind of hash: equal hash, equal prefix.
         kind = draw(st.sampled_from(["number", "text"]))
         blocks = draw(st.integers(0, -(-prompt_tokens // 64)))
+        output_tokens = draw(st.integers(1, 2**31 - 1))
         requests.append(
             Request(
                 request_id=name,
                 arrival_s=arrival_s,
                 prompt_tokens=prompt_tokens,
-                output_tokens=draw(st.integers(1, 2**31 - 1)),
+                output_tokens=output_tokens,
+                max_new_tokens=draw(st.none() | st.integers(output_tokens, 2**31 - 1)),
                 domain=draw(st.none() | st.text(max_size=4)),
                 session_id=draw(st.none() | st.sampled_from(["s", "t"])),
                 prefix_hashes=[k if kind == "number" else f"h{k}" for k in range(blocks)] or None,
@@ -90,6 +92,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, requests: list[Request]) -
     assert trace.arrival_s.tolist() == [r.arrival_s for r in requests]
     assert trace.output_tokens.tolist() == [r.output_tokens for r in requests]
     assert trace.priority.tolist() == [r.priority or 0 for r in requests]
+    assert trace.max_new_tokens.tolist() == [r.max_new_tokens or 0 for r in requests]
     names = [None, *trace.domain_names]
     assert [names[code + 1] for code in trace.domain] == [r.domain for r in requests]
     slo_names = [None, *trace.slo_names]

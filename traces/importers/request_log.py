@@ -121,7 +121,9 @@ def _sglang(where: str, record: dict[str, Any], by_received: bool) -> Request | 
         )
     obj = record.get("obj")
     asked: dict[str, Any] = obj if isinstance(obj, dict) else {}
-    sampling = asked.get("sampling_params")
+    given = asked.get("sampling_params")
+    sampling: dict[str, Any] = given if isinstance(given, dict) else {}
+    most = sampling.get("max_new_tokens")
     session = asked.get("session_id")
     if session is None and isinstance(asked.get("session_params"), dict):
         session = asked["session_params"].get("id")
@@ -131,7 +133,8 @@ def _sglang(where: str, record: dict[str, Any], by_received: bool) -> Request | 
         prompt_tokens=tokens(where, meta, "prompt_tokens"),
         output_tokens=output_tokens,
         session_id=None if session is None else str(session),
-        temperature=_temperature(where, sampling if isinstance(sampling, dict) else {}),
+        temperature=_temperature(where, sampling),
+        max_new_tokens=most if isinstance(most, int) and most >= output_tokens else None,
         priority=_priority(where, asked),
     )
 

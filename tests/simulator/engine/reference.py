@@ -28,6 +28,7 @@ class _Request:
     prompt: int
     limit: int
     wanted: int
+    most_new: int
     domain: int
     blocks: list[int]
     difficulty: float = 0.0
@@ -110,6 +111,7 @@ class ReferenceEngine:
             prompt=int(row["prompt_tokens"]),
             limit=int(row["output_limit"]),
             wanted=int(trace.output_tokens[r]),
+            most_new=int(trace.max_new_tokens[r]),
             domain=domain,
             blocks=blocks,
         )
@@ -168,6 +170,8 @@ class ReferenceEngine:
         page = self.engine.page_tokens
         pool = self.engine.pool_pages * page
         most = min(self.engine.admission_new_tokens, pool - 2 * page - request.prompt)
+        if request.most_new:
+            most = min(most, request.most_new)
         return max(0, most - request.generated)
 
     def _form_batch(self) -> list[tuple[_Request, int]]:

@@ -126,11 +126,12 @@ def test_the_short_memory_case_does_retract() -> None:
     free=st.one_of(st.none(), st.integers(1, 40)),
     mixed=st.booleans(),
     lag=st.integers(1, 4),
+    limits=st.booleans(),
 )
 def test_any_engine_setting_keeps_parity_and_conservation(
     policy: str, seed: int, rate: float, block_tokens: int, page_size: int, pool: int,
     admission: int, chunk: int, running: int, interval: int,
-    free: int | None, mixed: bool, lag: int,
+    free: int | None, mixed: bool, lag: int, limits: bool,
 ) -> None:  # fmt: skip
     engine = {
         "page_size": page_size, "kv_pool_tokens": pool, "admission_new_tokens": admission,
@@ -139,4 +140,7 @@ def test_any_engine_setting_keeps_parity_and_conservation(
         "enable_mixed_chunk": mixed and running < chunk, "confidence_lag_steps": lag,
     }  # fmt: skip
     requests = trace(25, rate=rate, seed=seed, block_tokens=block_tokens)
+    if limits:  # some say how many tokens they may generate
+        most = requests.output_tokens + np.random.default_rng(seed).integers(0, 300, 25)
+        requests = replace(requests, max_new_tokens=np.where(most % 3, most, 0))
     assert_parity(scenario(policy, requests, engine=engine, seed=seed, step_capacity=32))

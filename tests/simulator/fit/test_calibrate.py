@@ -19,32 +19,16 @@ from sglang_dspark.logs.step_parts import header_of
 from simulator.acceptance.load import load_acceptance
 from simulator.fit import calibrate
 from simulator.fit.cost import fit_cost
-from simulator.fit.logged_steps import logged, prefill_batches
-from tests.simulator.fit.logged_scenes import GAMMA, Log, planned_log
-from tests.simulator.replay_scenes import cost_model
+from simulator.fit.gaps import prefill_batches
+from simulator.fit.logged_steps import logged
+from simulator.fit.served import Served
+from tests.simulator.fit.logged_scenes import GAMMA, PLANNING, TRUTH, Log, planned_log
 from traces import Request, write_trace
 
 PROVENANCE = Provenance(
     origin="measured", source="test", hardware="none", model="none", dtype="none", tp=1,
     engine="none", date="2026-01-01", command="none",
 )  # fmt: skip
-
-TRUTH = cost_model(
-    host={"step_s": 0.001, "origin": "analytic"},
-    table={
-        "tokens": [1, 64, 4096], "seconds": [0.0085, 0.0106, 0.25], "between": "linear",
-        "origin": "analytic",
-    },
-    prefill={"base_s": 0.002, "token_s": 5e-5, "pair_s": 1e-8, "origin": "analytic"},
-    context={"token_s": 1e-6, "reference_tokens": 100, "origin": "analytic"},
-)  # fmt: skip
-
-PLANNING = cost_model(
-    table={
-        "tokens": [1, 4096], "seconds": [0.002, 0.83], "between": "linear", "origin": "analytic",
-    },
-)  # fmt: skip
-"""Tokens so dear that the policy trims."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +37,7 @@ def log() -> Log:
 
 
 def fitted(log: Log) -> Any:
-    times = logged(log.records, {}).times
+    times = logged(log.records, log.served).times
     return fit_cost(times, gamma=GAMMA, name="fitted", provenance=PROVENANCE)
 
 
@@ -132,10 +116,14 @@ def test_exploration_is_asked_for_with_its_price() -> None:
 
 @pytest.mark.example
 def test_prefill_steps_are_counted_by_first_tokens() -> None:
+    def counted(*first_s: float) -> int:
+        new = [Served(first_s=value) for value in first_s]
+        return prefill_batches(new, [10] * len(new))
+
     nan = float("nan")
-    assert prefill_batches([nan, nan]) == 1
-    assert prefill_batches([1.0, 1.001, 1.002]) == 1
-    assert prefill_batches([1.03, 1.0, 1.001, nan]) == 2
+    assert counted(nan, nan) == 1
+    assert counted(1.0, 1.001, 1.002) == 1
+    assert counted(1.03, 1.0, 1.001, nan) == 2
 
 
 @pytest.mark.example

@@ -1,0 +1,1 @@
+"""Recordings of servers that never were, judged by the command."""
