@@ -78,7 +78,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     clients = min(
         scenario.engine.max_running_requests * scenario.replicas, len(scenario.trace) // 4
     )
-    if clients < 25:
+    if len(scenario.trace) < 100:
         return None
     enough = max(_SATURATING_REQUESTS, 16 * clients)
     full = dataclasses.replace(

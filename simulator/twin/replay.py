@@ -22,6 +22,7 @@ from simulator.engine.layout import DECODE_STEP
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
 from simulator.study.metrics import is_finished, request_times
+from simulator.study.study import saturated_rate
 from simulator.twin.outside import Outside
 from simulator.twin.timings import Segment, Timings, pooled
 from traces import Request, Trace, build_trace
@@ -71,15 +72,9 @@ class Twin:
     def load(self, trace: Trace, policy: PolicyFile) -> float | None:
         """Offered requests over what the simulated server finishes when it is always full; None
         for a trace too short to tell."""
-        clients = self.engine.max_running_requests
-        full = dataclasses.replace(self._scenario(trace, policy, 0), concurrency=clients)
-        outcome = simulate(full)
-        finish_s = np.sort(outcome.requests["finish_s"][is_finished(outcome.requests)])
-        if finish_s.size < 4 * clients:
-            return None
-        busy_s = finish_s[-clients] - finish_s[clients]
+        capacity = saturated_rate(self._scenario(trace, policy, 0))
         offered = (len(trace) - 1) / float(trace.arrival_s[-1] - trace.arrival_s[0])
-        return float(offered * busy_s / (finish_s.size - 2 * clients))
+        return offered / capacity if capacity else None
 
     def _scenario(self, trace: Trace, policy: PolicyFile, seed: int) -> Scenario:
         return Scenario(

@@ -108,6 +108,7 @@ def test_another_json_is_no_server(tmp_path: Path) -> None:
         server_settings(path)
 
 
+@pytest.mark.filterwarnings("ignore:cost model")  # whose acceptance it is does not matter here
 @pytest.mark.law
 def test_a_recorded_server_is_replayed_as_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
