@@ -91,7 +91,8 @@ def bursty_s(*, rate: float, seconds: float, burstiness: float, rng: np.random.G
     count = int(rate * seconds * 1.5) + 50
     gaps = rng.gamma(burstiness, 1.0 / (burstiness * rate), count)
     times = np.cumsum(gaps)
-    return times[times < seconds]
+    found = times[times < seconds]
+    return found if len(found) else np.zeros(1)  # a short block has one request at least
 
 
 @dataclass(kw_only=True)
