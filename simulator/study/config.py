@@ -119,9 +119,13 @@ def first_config(config_file: str | None, trace: str | None) -> RunConfig:
 
 
 def label_of(text: str) -> str:
-    """How results call a policy: its canonical name, or the stem of its file."""
+    """How results call a policy: its canonical name, or the stem of its file.
+
+    The tuner calls every file ``policy.json``: such a one goes by its folder.
+    """
     if text.endswith(".json") or "/" in text:
-        return Path(text).stem
+        path = Path(text)
+        return path.parent.name or path.stem if path.name == "policy.json" else path.stem
     return policy_label(parse_policy(text).policy)
 
 

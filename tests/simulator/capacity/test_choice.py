@@ -157,5 +157,5 @@ def test_the_tuner_and_the_report_say_the_same_of_a_tuned_file(
     assert choice["replica_rate"] == 1.0
     for name in ("mean", "low", "high"):
         expected = tuned["gains"]["global"][name]
-        assert choice["gains"]["policy"][name] == pytest.approx(expected, abs=1e-6)
-    assert tuned["roll_out"] or choice["policy"] != "policy"
+        assert choice["gains"]["tuned"][name] == pytest.approx(expected, abs=1e-6)
+    assert tuned["roll_out"] or choice["policy"] != "tuned"
