@@ -66,7 +66,10 @@ def compare_page(
 ) -> Figure:
     """The page as a matplotlib figure; ``ValueError`` where the results do not go together."""
     loads = _loads(replays)
-    load = _load_of_latencies(loads, concurrency)
+    rows = [row for replay in replays for row in replay.summary.policies]
+    steady = {row.concurrency or 0 for row in rows if row.output_tok_s is not None}
+    load = _load_of_latencies(loads, sorted(steady & set(loads)), concurrency)
+    whole_run = (load or 0) not in steady
     series = make_series(replays, policies)
     slos = {replay.summary.slo for replay in replays}
     slo = parse_slo(slos.pop()) if len(slos) == 1 else None
@@ -82,6 +85,8 @@ def compare_page(
         if load is None and rates != {1.0}:
             subject = "arrivals at " + ", ".join(f"{rate:g}" for rate in sorted(rates))
             subject += " times the traced rate"
+    if whole_run:
+        subject += "; no steady state: latencies of the whole run"
     with page_style():
         return compose(panels, series, replays, subject)
 
@@ -97,11 +102,14 @@ def _loads(replays: Sequence[Replay]) -> list[int]:
     return closed
 
 
-def _load_of_latencies(loads: Sequence[int], asked: int | None) -> int | None:
+def _load_of_latencies(
+    loads: Sequence[int], steady: Sequence[int], asked: int | None
+) -> int | None:
+    """The load asked for; else the largest, of those with a steady state where one has it."""
     if asked is not None and asked not in loads:
         known = ", ".join(map(str, loads)) or "none, they replay the trace's arrivals"
         raise ValueError(f"--concurrency {asked} is not in the results; there are {known}")
-    return asked if asked is not None else max(loads, default=None)
+    return asked if asked is not None else max(steady or loads, default=None)
 
 
 def _requests(

@@ -15,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from analysis.replays import BatchProfile, Floats, Replay, Row
 from analysis.series import Series
 from analysis.style import FAINT, INK, log_axis, plain_axis
-from simulator.engine.layout import COMPLETED, REJECTED, Records
+from simulator.engine.layout import COMPLETED, REJECTED, SHED, Records
 
 _QUANTILES = np.linspace(0.0, 1.0, 401)
 _LEAST_STEPS = 20
@@ -260,7 +260,7 @@ def draw_in_system(axes: Axes, series: Sequence[Series], requests: dict[str, Rec
         if one.label not in requests:
             continue
         rows = requests[one.label]
-        rows = rows[rows["status"] != REJECTED]
+        rows = rows[~np.isin(rows["status"], (REJECTED, SHED))]
         finish_s = np.where(rows["status"] == COMPLETED, rows["finish_s"], np.inf)
         area = _area(rows["arrival_s"], edges_s) - _area(finish_s, edges_s)
         style = one.look.line() | {"markersize": 4.5, "markevery": (2 * place % 12, 12)}

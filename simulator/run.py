@@ -107,6 +107,11 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
     config = first_config(arguments.config, arguments.trace)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
+    if arguments.warm_up is not None and config.concurrency + (arguments.concurrency or ()):
+        raise ValueError(
+            f"--warm-up {arguments.warm_up:g} with a closed loop, which is judged while all its "
+            "clients wait for answers; drop one of the two"
+        )
     fleet = arguments.router and replace(config.fleet, router=arguments.router)
     return with_flags(
         config,
@@ -128,10 +133,10 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         by_load.setdefault(result.row["concurrency"], []).append(result)
     differences = []
     for concurrency, group in by_load.items():
-        merit = merit_of([result.row for result in group])
         bases = [result for result in group if result.row["policy"] == current]
         for base, other in ((b, o) for b in bases for o in group if o is not b):
             pair = {"policy": other.row["policy"], "versus": current, "concurrency": concurrency}
+            merit = merit_of([other.row, base.row])
             found = gain(other.row, base.row, other.requests, base.requests, merit)
             latencies = paired_difference(other.requests, base.requests)
             differences.append(pair | {"gain": found} | latencies)
@@ -147,6 +152,7 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "slo": config.slo,
         "current": current,
         "replicas": sum(pool.replicas for pool in study.runs[0].scenario.pools),
+        "unequal": bool(config.fleet.pools),
         "gpus": study.runs[0].scenario.gpus,
         "interrupted": interrupted,
         "policies": rows,
@@ -166,8 +172,9 @@ def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
 
 
 def _heading(summary: dict[str, Any], study: Study) -> str:
+    gpus = f"{summary['gpus']} GPU{'s' if summary['gpus'] > 1 else ''}"
     return (
-        f"{summary['trace']}: {len(study.trace)} requests on {summary['gpus']} GPU, "
+        f"{summary['trace']}: {len(study.trace)} requests on {gpus}, "
         f"{summary['cost_model']} ({summary['cost_model_origin']}), "
         f"acceptance {summary['acceptance']}, SLO {summary['slo']}, seed {summary['seed']}"
     )

@@ -97,7 +97,7 @@ def _small(report: dict[str, Any]) -> str:
     allowed = judged * (1.0 - report["attainment"])
     if allowed >= LEAST_MISSES:
         return ""
-    return f" (of {judged} requests, {number(allowed, 2)} may miss: too few to be sure)"
+    return f" (of {count(judged, 'request')}, {number(allowed, 2)} may miss: too few to be sure)"
 
 
 def compared_in_words(report: dict[str, Any], choice: dict[str, Any] | None) -> str:
@@ -112,8 +112,10 @@ def compared_in_words(report: dict[str, Any], choice: dict[str, Any] | None) -> 
     best = max(choice["gains"], key=lambda label: choice["gains"][label]["mean"])
     found = choice["gains"][best]
     gain = f"{signed(found['mean'])} [{signed(found['low'])}, {signed(found['high'])}] %"
+    rate = report["trace"]["offered_req_s"] * choice["replica_rate"]
     text = (
-        f"At this load {best} has {gain} requests/s within the SLO over {current}, which runs today"
+        f"With {number(rate)} requests/s on one replica {best} has {gain} requests/s within the "
+        f"SLO over {current}, which runs today"
     )
     if found["low"] <= 0:
         return f"{text}: within noise, so no change of policy is called for."
@@ -142,12 +144,10 @@ def _closest(report: dict[str, Any]) -> str:
 
 
 def _others(fleet: dict[str, Any], chosen: str) -> str:
-    """Which policies need more, in brackets."""
+    """Which policies need more or fewer, in brackets."""
     ours = fleet["policies"][chosen]["gpus"]
     more = {
-        label: found["gpus"]
-        for label, found in fleet["policies"].items()
-        if found["gpus"] is None or found["gpus"] > ours
+        label: found["gpus"] for label, found in fleet["policies"].items() if found["gpus"] != ours
     }
     parts = [
         f"{label} {found}" if found else f"{label} more than any tried"
@@ -182,17 +182,18 @@ def _headroom(report: dict[str, Any]) -> list[str]:
     if found is None:
         return []
     gpus = count(found["replicas"] * report["cost_model"]["gpus"], "GPU")
-    now, more = found["now"], found["more"]
+    now, more, one = found["now"], found["more"], gpus == "1 GPU"
     if found["headroom"] is None:
-        left = "hold nothing of it"
+        left = f"{'holds' if one else 'hold'} nothing of it"
     elif found["headroom"] < 0:
-        left = f"are too few: they hold {percent(1 + found['headroom'], 0)} % of it"
+        share = percent(1 + found["headroom"], 0)
+        left = f"{'is' if one else 'are'} too few for it: room for {share} % of it"
     else:
-        left = f"have room for {percent(found['headroom'], 0)} % more"
-    holds = "still hold" if more["holds"] else "do not hold"
+        left = f"{'has' if one else 'have'} room for {percent(found['headroom'], 0)} % more"
+    holds = "still held" if more["holds"] else "not held"
     return [
-        f"Your {gpus} {left} ({percent(now['attainment'])} % in SLO now); with 30 % more traffic "
-        f"they {holds} it ({percent(more['attainment'])} %)."
+        f"Your {gpus} {left} ({percent(now['attainment'])} % in SLO now); 30 % more traffic is "
+        f"{holds} ({percent(more['attainment'])} %)."
     ]
 
 
@@ -205,16 +206,18 @@ def classes_in_words(report: dict[str, Any]) -> list[str]:
     several = len(classes) > 1
     parts = []
     for one in (one for one in classes if one["missed"]):
-        name = f" of {one['class']}" if several else ""
+        name = f" {one['class']}" if several else ""
         bounds = [f"{one[key]:,} {key.upper()}" for key in ("ttft", "tpot") if one[key]]
         bounds += [f"{one['both']:,} of these both"] if one["both"] else []
         bounds += [f"{one['unserved']:,} were not served"] if one["unserved"] else []
-        parts.append(f"{one['missed']:,} of {one['requests']:,}{name} ({', '.join(bounds)})")
+        parts.append(
+            f"{one['missed']:,} of {one['requests']:,}{name} requests ({', '.join(bounds)})"
+        )
     worst = max(classes, key=lambda one: one["missed"])
-    said = [f"On that fleet there miss: {'; '.join(parts)}."]
+    said = [f"Misses on that fleet: {'; '.join(parts)}."]
     of = f" of {worst['class']}" if several else ""
     if worst["tpot"] >= worst["ttft"] and worst["tpot"]:
-        why = "the batch is so full that every step is too slow"
+        why = "most of those who fail it decode in steps that are too slow for it"
         if worst["short_share"] > 0.5:
             why = (
                 f"{percent(worst['short_share'], 0)} % of those who fail it are answers of under "

@@ -153,6 +153,11 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--cost-per-gpu-hour {price:g} must be a finite number above 0; leave it out to be "
             "told GPU-hours"
         )
+    for wanted in arguments.req_s or ():
+        if not (math.isfinite(wanted) and wanted > 0):
+            raise ValueError(f"--req-s {wanted:g} must be a finite number above 0")
+    if not arguments.currency.strip():
+        raise ValueError("--currency is empty; name one, like EUR")
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
 

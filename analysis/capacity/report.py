@@ -75,6 +75,7 @@ def build_report(
         "policies": [run.label for run in inquiry.runs],
         "current": inquiry.current,
         "router": scenario.fleet.router,
+        "warm_up": scenario.warm_up,
         "replicas_fail": scenario.fleet.failures is not None,
         "chosen": findings.chosen,
         "traffic": {
@@ -151,6 +152,8 @@ def _assumed(acceptance: Any) -> list[str]:
 def _traffic(found: Answer, offered: float, gpus: int) -> dict[str, Any]:
     rate, capacity = found["rate_factor"], found["capacity_req_s"]
     held = rate * offered if rate else None
+    if held and capacity:  # a short trace ends before its queue can grow
+        held = min(held, capacity)
     return {
         "rate": rate,
         "misses_at_rate": found["misses_at"],
@@ -276,7 +279,7 @@ def _mistakes(loads: Sequence[int], findings: Findings) -> dict[str, Any]:
         each = len(MISTAKES)
         changes[label] = [
             [
-                wrong / right[loads.index(load)] - 1.0
+                wrong / right[loads.index(load)] - 1.0 if right[loads.index(load)] else 0.0
                 for wrong in _throughput(rows[i * each : (i + 1) * each])
             ]
             for i, load in enumerate(findings.mistake_loads)

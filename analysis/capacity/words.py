@@ -160,8 +160,8 @@ def limits_in_words(report: dict[str, Any]) -> list[str]:
         f"{model['engine']}); its parts: {origins}. No interval in this report contains its error.",
         "Intervals cover the sampling of this one trace under one seed, from batch means over "
         "consecutive arrivals. Another day's traffic may differ by more.",
-        f"{_GROWN[report['grown_by']]} A fleet starts empty and its caches cold; the first and "
-        f"the last 5 % of the time are not judged. {_shortest(report)}",
+        f"{_GROWN[report['grown_by']]} A fleet starts empty and its caches cold; the first and the "
+        f"last {percent(report['warm_up'], 0)} % of the time are not judged. {_shortest(report)}",
         f"Replicas are equal and stand behind one router ({report['router']}); "
         f"{'they fail as configured' if report['replicas_fail'] else 'none fails'}, none is added "
         "or removed. A size holds when no larger count up to the bound it was checked to misses; "
@@ -189,6 +189,11 @@ def limits_in_words(report: dict[str, Any]) -> list[str]:
     held = report["traffic"][report["chosen"]]
     if held["rate"] is not None and held["misses_at_rate"] is None:
         said.append("This trace is too short to saturate a replica: it may hold more than is said.")
+    elif held["load"] is not None and held["load"] >= 1.0:
+        said.append(
+            "This trace is over before a queue can grow: a replica is said to hold what it can "
+            "finish, and would hold less of traffic that lasts."
+        )
     return said + _lost(report)
 
 

@@ -18,15 +18,15 @@ _SHORT = 20
 """Output tokens below which one step behind another's prefill is most of a TPOT."""
 
 
-def misses_by_class(outcome: Outcome, slo: Slo) -> list[dict[str, Any]]:
-    """Of the judged requests, per class: how many miss which bound; the largest class first.
+def misses_by_class(outcome: Outcome, slo: Slo, judged: slice) -> list[dict[str, Any]]:
+    """Of the ``judged`` requests, per class: how many miss which bound; the largest class first.
 
     ``ttft`` and ``tpot`` are finished requests that fail this bound, ``both`` those of them that
     fail both, ``unserved`` those that did not finish. ``short_share`` is the share of requests
     failing TPOT that have fewer than 20 output tokens; ``queued_ms`` the median TTFT of those that
     fail it.
     """
-    trace, judged = outcome.scenario.trace, outcome.scenario.judged_requests
+    trace = outcome.scenario.trace
     requests = outcome.requests[judged]
     times = request_times(requests)
     ttft_s, tpot_s = (bounds[judged] for bounds in bounds_s(trace, slo))

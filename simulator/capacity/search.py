@@ -17,6 +17,7 @@ from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
 from simulator.slo import Slo
 from simulator.study.metrics import batch_interval, measure, met_slo
+from simulator.study.part import steady_part, whole_run
 from simulator.study.study import saturated_rate
 from simulator.sweep.sweep import heed
 
@@ -94,7 +95,8 @@ def probe(scenario: Scenario, goal: Goal) -> Probe:
     if outcome.interrupted:
         raise KeyboardInterrupt
     row = measure(outcome, goal.slo)
-    met = met_slo(outcome, goal.slo)[scenario.judged_requests]
+    judged = (steady_part(outcome) or whole_run(outcome)).judged
+    met = met_slo(outcome, goal.slo)[judged]
     interval = batch_interval(met.astype(float))
     attainment = row["slo_attainment"]
     if attainment is None:  # all at once: there is no time between warm-up and cool-down
@@ -106,7 +108,7 @@ def probe(scenario: Scenario, goal: Goal) -> Probe:
         attainment=attainment,
         interval=interval and (max(0.0, interval[1]), min(1.0, interval[2])),
         row=row,
-        misses=misses_by_class(outcome, goal.slo),
+        misses=misses_by_class(outcome, goal.slo, judged),
     )
 
 

@@ -125,7 +125,11 @@ class HeadroomQuestion:
         found = most_traffic(self.scenario, self.goal, tolerance=TOLERANCE)
         now = probe(self.scenario, self.goal)
         grown = replace(self.scenario, rate_factor=self.scenario.rate_factor * (1.0 + MORE))
-        held = found.rate_factor
+        held, offered = found.rate_factor, offered_rate(self.scenario)
+        capacity = replica_capacity(self.scenario)
+        if held and offered and capacity:  # a short trace ends before its queue can grow
+            most = capacity * self.scenario.replicas / offered * self.scenario.rate_factor
+            held = min(held, most)
         return {
             "replicas": self.scenario.replicas,
             "headroom": held / self.scenario.rate_factor - 1.0 if held else None,

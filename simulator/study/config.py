@@ -92,9 +92,11 @@ class RunConfig:
     @property
     def compared(self) -> tuple[str, ...]:
         """The policies, with the current one first where it is not among them."""
-        if self.current is None or label_of(self.current) in map(label_of, self.policies):
+        if self.current is None or self.current in self.policies:
             return self.policies
-        return (self.current, *self.policies)
+        named = [text for text in (self.current, *self.policies) if not _is_file(text)]
+        same = label_of(self.current) in [label_of(text) for text in named[1:]]
+        return self.policies if self.current in named and same else (self.current, *self.policies)
 
     @property
     def baseline(self) -> str:
@@ -118,12 +120,16 @@ def first_config(config_file: str | None, trace: str | None) -> RunConfig:
     raise ValueError("no trace given; name one, for example chat")
 
 
+def _is_file(text: str) -> bool:
+    return text.endswith(".json") or "/" in text
+
+
 def label_of(text: str) -> str:
     """How results call a policy: its canonical name, or the stem of its file.
 
     The tuner calls every file ``policy.json``: such a one goes by its folder.
     """
-    if text.endswith(".json") or "/" in text:
+    if _is_file(text):
         path = Path(text)
         return path.parent.name or path.stem if path.name == "policy.json" else path.stem
     return policy_label(parse_policy(text).policy)

@@ -59,11 +59,13 @@ def warm_up(scenario: Scenario, on_wait: Callable[[float], None] = lambda second
 
 def _use_all(scenario: Scenario) -> None:
     """Every compiled function of a replica, in an open and in a closed loop."""
+    shortest = int(scenario.trace.prompt_tokens.argmin())  # fits, if any does
     for concurrency in (None, 1):
         simulate(
             dataclasses.replace(
                 scenario,
-                trace=scenario.trace.head(1),
+                trace=scenario.trace.part(shortest, shortest + 1),
+                judged=None,
                 policy=PolicyFile(policy=NoSpeculation()),
                 belief=None,
                 concurrency=concurrency,

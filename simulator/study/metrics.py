@@ -127,15 +127,23 @@ def _figures(outcome: Outcome, part: Part, slo: Slo) -> dict[str, Any]:
         "accepted_by_length": part.lengths[1].tolist(),
         "steps": part.counted("steps"),
         "utilisation": _ratio(part.busy_s, float(replica_s.sum())),
-        "requests_in_system_mean": _ratio(
-            float(np.where(finished, times["e2e"], 0.0).sum()), duration_s
-        ),
+        "requests_in_system_mean": _ratio(_in_system_s(outcome.requests, part), duration_s),
         "prefix_hit_share": _ratio(part.counted("cached_tokens"), prompt),
         "retractions": part.counted("retractions"),
         "transfer_ms": _percentiles_ms(np.where(finished, requests["transfer_s"], np.nan)),
         "replicas_mean": _ratio(float(replica_s.sum()), duration_s),
         "gpu_hours": round(float((replica_s * _gpus(outcome)).sum()) / 3600, 6),
     }
+
+
+def _in_system_s(requests: Records, part: Part) -> float:
+    """Seconds that requests spent in the system within the part, summed."""
+    here = ~np.isin(requests["status"], (REJECTED, SHED))
+    gone_s = np.where(is_finished(requests), requests["finish_s"], part.now_s)
+    overlap_s = np.minimum(gone_s, part.end_s.mean()) - np.maximum(
+        requests["arrival_s"], part.start_s.mean()
+    )
+    return float(np.clip(np.nan_to_num(overlap_s[here]), 0.0, None).sum())
 
 
 def _replica_seconds(outcome: Outcome, part: Part) -> Floats:

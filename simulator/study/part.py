@@ -121,5 +121,6 @@ def steady_part(outcome: Outcome) -> Part | None:
     """
     part = judged_part(outcome)
     least = outcome.scenario.concurrency or 0
-    short = (part.end_s <= part.start_s).any() or part.counted("done") < least
+    nobody = part.judged.start >= min(part.judged.stop, outcome.requests.size)
+    short = nobody or (part.end_s <= part.start_s).any() or part.counted("done") < least
     return None if short else part

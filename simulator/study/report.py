@@ -10,14 +10,22 @@ from typing import Any
 
 Row = dict[str, Any]
 
+
+def _of(row: Row, figure: str, percentile: str) -> float | None:
+    """None where there is no steady state."""
+    values = row[figure]
+    found: float | None = values and values[percentile]
+    return found
+
+
 _COLUMNS: tuple[tuple[str, str, Callable[[Row], float | None], str, int], ...] = (
     ("tok/s", "output", lambda r: r["output_tok_s"], ".0f", 1),
     ("tok/s", "user p50", lambda r: r["tok_s_user_p50"], ".1f", 1),
-    ("TTFT ms", "p50", lambda r: r["ttft_ms"]["p50"], ".0f", -1),
-    ("TTFT ms", "p99", lambda r: r["ttft_ms"]["p99"], ".0f", -1),
-    ("TPOT ms", "p50", lambda r: r["tpot_ms"]["p50"], ".2f", -1),
-    ("TPOT ms", "p99", lambda r: r["tpot_ms"]["p99"], ".2f", -1),
-    ("ITL ms", "p99", lambda r: r["itl_ms"]["p99"], ".1f", -1),
+    ("TTFT ms", "p50", lambda r: _of(r, "ttft_ms", "p50"), ".0f", -1),
+    ("TTFT ms", "p99", lambda r: _of(r, "ttft_ms", "p99"), ".0f", -1),
+    ("TPOT ms", "p50", lambda r: _of(r, "tpot_ms", "p50"), ".2f", -1),
+    ("TPOT ms", "p99", lambda r: _of(r, "tpot_ms", "p99"), ".2f", -1),
+    ("ITL ms", "p99", lambda r: _of(r, "itl_ms", "p99"), ".1f", -1),
     ("in SLO", "%", lambda r: _percent(r["slo_attainment"]), ".1f", 1),
     ("in SLO", "req/s", lambda r: r["slo_goodput_req_s"], ".3f", 1),
     ("tok/step", "accepted", lambda r: r["accept_len_mean"], ".2f", 0),
@@ -122,6 +130,11 @@ def _judged(load: int | None, rows: Sequence[Row]) -> str:
     total = rows[0]["requests"]
     judged = max(row["judged"] or 0 for row in rows)
     where = "" if load is None else f"concurrency {load}: "
+    if judged and any(row["saturated"] for row in rows):
+        return (
+            f"{where}{judged} of {total} requests judged; where it is saturated, the queue grows "
+            "all the time and there is no steady state"
+        )
     if judged:
         return f"{where}{judged} of {total} requests judged, in steady state"
     if load is None:

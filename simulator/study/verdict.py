@@ -34,7 +34,7 @@ keeps up, and what it can finish where one does not."""
 
 
 def merit_of(rows: Sequence[Row]) -> str:
-    """The key of ``MERITS`` for the policies at one load."""
+    """The key of ``MERITS`` for two policies at one load."""
     if rows[0]["concurrency"] is not None:
         return "output_tok_s"
     return "capacity_req_s" if any(row["saturated"] for row in rows) else "tok_s_user"
@@ -49,6 +49,8 @@ def gain(ours: Row, theirs: Row, ours_r: Records, theirs_r: Records, merit: str)
     closed loop the mean is that of the throughputs themselves. ``low`` and ``high`` are None for
     what can be finished at saturation, of which there is one figure a run.
     """
+    if not (ours["judged"] and theirs["judged"]):
+        return None
     if merit == "capacity_req_s":
         if not (ours[merit] and theirs[merit]):
             return None
@@ -97,19 +99,26 @@ def verdict(summary: Row, costs: CostModel) -> list[str]:
         if rest and len(places) > 1:
             rest = rest.replace("; ", f"; at {load} ", 1)
         found.append(f"{_places([place for place, _ in places])}{answer}{rest}.")
-    drafting = [row for row in rows if row["drafted_share"]]
-    if not drafting:
-        return found
-    in_flight = max(row["requests_in_system_mean"] / summary["replicas"] for row in drafting)
+    begins = _begins(rows, summary, costs)
+    return [*found, begins] if begins else found
+
+
+def _begins(rows: Sequence[Row], summary: Row, costs: CostModel) -> str | None:
+    """Where differences begin, while the runs are below it; of a plain fleet only."""
+    drafting = [row for row in rows if row["drafted_share"] and row["requests_in_system_mean"]]
+    if not drafting or summary["unequal"]:
+        return None
     fullest = max(drafting, key=lambda row: float(row["verify_tokens_per_request_step"]))
     begins = budget_matters_from(fullest, costs)
-    if begins and in_flight < begins:
-        clients = ",".join(str(begins * 2**i) for i in range(3))
-        found.append(
-            f"How much is verified begins to matter at about {begins} requests in flight on a "
-            f"replica; here there were {in_flight:.0f}. Try --concurrency {clients}."
-        )
-    return found
+    replicas = summary["replicas"]
+    in_flight = max(row["concurrency"] or row["requests_in_system_mean"] for row in drafting)
+    if begins is None or in_flight / replicas >= begins:
+        return None
+    clients = ",".join(str(begins * replicas * 2**i) for i in range(3))
+    return (
+        f"How much is verified begins to matter at about {begins} requests in flight on a replica; "
+        f"here there were {in_flight / replicas:.1f}. Try --concurrency {clients}."
+    )
 
 
 def budget_matters_from(row: Row, costs: CostModel) -> int | None:
@@ -151,7 +160,7 @@ def _at_one_load(gains: Mapping[str, Row | None], current: str) -> tuple[str, st
     if not gains:
         return f"{current} ran alone, there is nothing to compare", ""
     if not known:
-        return "too few requests to tell the policies apart", ""
+        return "nothing to tell the policies apart by", ""
     merit = MERITS[next(iter(known.values()))["of"]]
     better = {n: g for n, g in known.items() if g["mean"] > ALIKE and not _noise(g)}
     worse = {n: g for n, g in known.items() if g["mean"] < -ALIKE and not _noise(g)}

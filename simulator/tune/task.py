@@ -10,7 +10,7 @@ import shlex
 import warnings
 from dataclasses import dataclass, replace
 
-from sglang_dspark.core.policy import PolicyFile, parse_policy
+from sglang_dspark.core.policy import POLICIES, PolicyFile, parse_policy
 from simulator.fleet.scenario import Scenario
 from simulator.study.config import (
     RunConfig,
@@ -85,6 +85,11 @@ def load_task(arguments: argparse.Namespace) -> Task:
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
     current = label_of(arguments.current)
+    if current in POLICIES and arguments.current not in POLICIES:
+        raise ValueError(
+            f"--current {arguments.current}: in the results it would be taken for the policy "
+            f"{current!r}; rename the file"
+        )
     incumbents = {current: parse_policy(arguments.current)}
     for name in _ALWAYS:
         incumbents.setdefault(name, parse_policy(name))

@@ -321,3 +321,44 @@ def test_a_signal_leaves_a_partial_result_marked_as_such(
     assert not any("(partial)" in line and "*" in line for line in printed.splitlines())
     assert sorted(p.name for p in out.iterdir()) == FILES
     assert pq.read_table(out / "requests.parquet").num_rows > 0
+
+
+@pytest.mark.example
+@pytest.mark.filterwarnings("ignore:cost model")
+def test_where_there_is_no_steady_state_there_is_no_figure(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--policy", "global", "--policy", "none", "--jobs", "1"]
+    assert main([str(trace), *flags, "--concurrency", "4,60", "--out", str(tmp_path / "o")]) == 0
+    printed = capsys.readouterr().out
+    assert "concurrency 60: no steady state: 60 clients take at least 180 requests" in printed
+    rows = json.loads((tmp_path / "o" / "summary.json").read_text())["policies"]
+    assert [row["output_tok_s"] is None for row in rows] == [False, False, True, True]
+    assert rows[0]["requests_in_system_mean"] == pytest.approx(4.0, rel=1e-6)
+    lines = trace.read_text().splitlines()
+    one = tmp_path / "one.jsonl"
+    one.write_text(lines[0] + "\n")
+    assert main([str(one), *flags, "--out", str(tmp_path / "p")]) == 0
+    assert "nothing to tell the policies apart by." in capsys.readouterr().out
+
+
+@pytest.mark.example
+@pytest.mark.filterwarnings("ignore:cost model")
+def test_a_first_request_that_fits_nowhere_is_rejected_alone(trace: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in trace.read_text().splitlines()]
+    lines[0]["prompt_tokens"] = 9_000_000
+    trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(trace), "--policy", "none", "--jobs", "1", "--out", str(tmp_path / "o")]) == 0
+    (row,) = json.loads((tmp_path / "o" / "summary.json").read_text())["policies"]
+    assert (row["rejected"], row["completed"]) == (1, 149)
+
+
+@pytest.mark.example
+def test_a_current_file_is_not_taken_for_a_policy_of_its_name(
+    trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "global.json"
+    file.write_text('{"schema_version": 1, "policy": "threshold", "parameters": {}}')
+    flags = ["--policy", "global", "--current", str(file), "--out", str(tmp_path / "o")]
+    assert main([str(trace), *flags]) == 2
+    assert "'global' twice; list it once or rename its file" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["{trace}", "--cost-per-gpu-hour", "-2", "-o", "{tmp}/out"], "above 0"),
         (["{trace}", "--cost-per-gpu-hour", "nan", "-o", "{tmp}/out"], "above 0"),
         (["{trace}", "--rate", "1", "0", "-o", "{tmp}/out"], "rate 0 must be"),
-        (["{trace}", "--req-s", "0", "-o", "{tmp}/out"], "rate 0 must be"),
+        (["{trace}", "--req-s", "0", "-o", "{tmp}/out"], "--req-s 0 must be"),
         (["{trace}", "--rate", "1", "--req-s", "2", "-o", "{tmp}/out"], "not allowed with"),
         (["{trace}", "--gpus", "0", "-o", "{tmp}/out"], "--gpus 0: a replica"),
         (["{trace}", "--cost-model", "b300x4-dsv4-flash-vllm", "--gpus", "6", "-o", "{tmp}/out"],

@@ -337,7 +337,7 @@ def test_traffic_in_requests_a_second_users_and_a_fleet_that_stands(
     assert left["replicas"] == 2
     assert left["headroom"] > 0
     assert "Your 2 GPUs have room for" in printed
-    assert "with 30 % more traffic they still hold it" in printed
+    assert "30 % more traffic is still held" in printed
 
 
 @pytest.mark.example

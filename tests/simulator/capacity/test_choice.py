@@ -54,7 +54,7 @@ def test_a_choice_is_the_tuners_verdict(written: Path, rate: float) -> None:
     arguments = argparse.Namespace(
         trace=str(written), config=None, jobs=1, current="global", policy=None, objective="in_slo",
         cost_model=None, acceptance=None, replicas=None, rate=rate, concurrency=None,
-        slo="interactive", seed=None,
+        slo="interactive", seed=None, server=None,
     )  # fmt: skip
     task = load_task(arguments)
     names = ("global", "fixed", "none", "goodput")
@@ -99,7 +99,7 @@ def test_misses_add_up_to_the_attainment_and_name_the_bound() -> None:
         requests, slo=np.arange(300, dtype=np.int32) % 3 - 1, slo_names=("relaxed", "reasoning")
     )
     outcome = simulate(scenario("none", classes))
-    rows = misses_by_class(outcome, SLO)
+    rows = misses_by_class(outcome, SLO, outcome.scenario.judged_requests)
     judged = outcome.scenario.judged_requests
     met = met_slo(outcome, SLO)[judged]
     assert {row["class"] for row in rows} == {"interactive", "relaxed", "reasoning"}
@@ -112,7 +112,7 @@ def test_misses_add_up_to_the_attainment_and_name_the_bound() -> None:
     assert 0 <= strictest["short_share"] <= 1
     # The default class and a request's own of the same name are one.
     same = replace(classes, slo_names=("relaxed", "interactive"))
-    assert len(misses_by_class(simulate(scenario("none", same)), SLO)) == 2
+    assert len(misses_by_class(simulate(scenario("none", same)), SLO, judged)) == 2
 
 
 @pytest.mark.law

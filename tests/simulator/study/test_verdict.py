@@ -51,10 +51,11 @@ def test_an_open_loops_gain_is_that_of_the_time_per_token() -> None:
 
 
 def summary(gains: dict[str, tuple[float, float, float]], current: str = "global") -> Any:
-    row = {"concurrency": 8, "drafted_share": 0.0}
+    row = {"concurrency": 8, "drafted_share": 0.0, "requests_in_system_mean": 8.0}
     return {
         "current": current,
         "replicas": 1,
+        "unequal": False,
         "policies": [row | {"policy": name} for name in (current, *gains)],
         "differences": [
             {"policy": name, "concurrency": 8}
