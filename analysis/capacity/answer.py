@@ -27,15 +27,15 @@ def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
         }
     first, last = report["fleets"][0], report["fleets"][-1]
     sentences = [
-        f"{_traffic(report, first)}: {_sized(first, chosen, report)}.",
+        *_fleet(report, first, chosen),
         compared_in_words(report, first["choice"]),
         f"One replica ({count(report['cost_model']['gpus'], 'GPU')}) holds {_held(report)} "
         f"requests/s under {chosen}.{_closest(report)}",
     ]
     if last is not first:
-        then = _headline(last, report["current"])
-        sentences.append(f"{_traffic(report, last)}: {then[0].lower()}{then[1:]}")
-    sentences += [*_money(report), *_headroom(report), *classes_in_words(report)]
+        wanted = last["choice"]["policy"] if last["choice"] else chosen
+        sentences += [_headline(last, report["current"]), *_fleet(report, last, wanted)]
+    sentences += [*_headroom(report), *classes_in_words(report)]
     return {
         "headline": _headline(first, report["current"]),
         "sentences": list(dict.fromkeys(text for text in sentences if text)),
@@ -43,45 +43,50 @@ def answer_in_words(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headline(fleet: dict[str, Any], current: str) -> str:
-    """How many GPUs, and whether to change the policy for them."""
+    """How many GPUs at which traffic, and whether to change the policy for them."""
+    rate = f"{number(fleet['offered_req_s'])} requests/s"
     gpus = {label: found["gpus"] for label, found in fleet["policies"].items()}
     known = {label: found for label, found in gpus.items() if found is not None}
     if not known:
         bound = max(found["bound"] for found in fleet["policies"].values())
-        return f"Not held by up to {count(bound, 'replica')} under any policy."
+        return f"{rate}: not held by up to {count(bound, 'replica')} under any policy."
     wanted = fleet["choice"]["policy"] if fleet["choice"] else current
     if wanted != current and wanted in known:
         instead = f" instead of {known[current]}" if known.get(current, 0) > known[wanted] else ""
-        return f"Deploy {wanted}: {count(known[wanted], 'GPU')}{instead}."
-    if (
-        len(gpus) > 1
-        and set(gpus.values()) == set(known.values())
-        and len(set(known.values())) == 1
-    ):
-        size = count(known[wanted], "GPU")
-        return f"Any policy: {size} {'holds' if known[wanted] == 1 else 'hold'} it."
+        return f"{rate}: deploy {wanted}, {count(known[wanted], 'GPU')}{instead}."
+    if len(gpus) > 1 and len(known) == len(gpus) and len(set(known.values())) == 1:
+        return f"{rate}: any policy, {count(known[wanted], 'GPU')}."
     if wanted not in known:
         wanted = min(known, key=lambda label: known[label])
-        return f"Deploy {wanted}: {count(known[wanted], 'GPU')}; {current} does not hold it."
-    return f"Keep {wanted}: {count(known[wanted], 'GPU')}."
+        return (
+            f"{rate}: deploy {wanted}, {count(known[wanted], 'GPU')}; {current} does not hold it."
+        )
+    return f"{rate}: keep {wanted}, {count(known[wanted], 'GPU')}."
 
 
 def _traffic(report: dict[str, Any], fleet: dict[str, Any]) -> str:
     how = "times the users" if report["grown_by"] == "users" else "times as fast"
     rate = fleet["rate"]
-    scale = "the trace as it is" if rate == 1 else f"the trace {number(rate)} {how}"
-    return f"{number(fleet['offered_req_s'])} requests/s ({scale})"
+    return "the trace as it is" if rate == 1 else f"the trace {number(rate)} {how}"
 
 
-def _sized(fleet: dict[str, Any], chosen: str, report: dict[str, Any]) -> str:
-    found = fleet["policies"][chosen]
+def _fleet(report: dict[str, Any], fleet: dict[str, Any], wanted: str) -> list[str]:
+    """How well the smallest fleet under ``wanted`` does, what is to spare, and what it costs."""
+    found = fleet["policies"][wanted]
     if found["gpus"] is None:
-        return f"not held by up to {count(found['bound'], 'replica')} under {chosen}"
-    others = _others(fleet, chosen)
-    return (
-        f"{count(found['gpus'], 'GPU')} under {chosen}{others}, {percent(found['attainment'])} % "
-        f"in SLO{_interval(found)}{_small(report)}"
-    )
+        return []
+    goal, text = report["attainment"], f"{percent(found['attainment'])} % in SLO"
+    text += f"{_interval(found)}{_small(report)}"
+    if found["interval"] is not None and found["interval"][0] < goal:
+        text += f", an interval that reaches below {percent(goal, 0)} %: one replica more is safer"
+    spare = ""
+    if found["one_less"] is not None:
+        spare = f" With one replica less it is {percent(found['one_less'])} %: none is to spare."
+    return [
+        f"That is {_traffic(report, fleet)}. {count(found['gpus'], 'GPU')} under {wanted}"
+        f"{_others(fleet, wanted)}: {text}.{spare}",
+        *_money(report, fleet, wanted),
+    ]
 
 
 def _interval(found: dict[str, Any]) -> str:
@@ -156,24 +161,21 @@ def _others(fleet: dict[str, Any], chosen: str) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _money(report: dict[str, Any]) -> list[str]:
-    """What the first and the last fleet cost, and what that saves over what runs today."""
-    said, current, currency = [], report["current"], report["currency"]
-    for fleet in (report["fleets"][0], report["fleets"][-1])[: len(report["fleets"])]:
-        wanted = fleet["choice"]["policy"] if fleet["choice"] else report["chosen"]
-        found, today = fleet["policies"][wanted], fleet["policies"][current]
-        if found["cost_per_hour"] is None:
-            continue
-        text = (
-            f"{_traffic(report, fleet)} costs {number(found['cost_per_hour'])} {currency} an hour, "
-            f"{number(found['cost_per_month'])} a month, {number(found['cost_per_mtok'])} per "
-            "million output tokens"
-        )
-        if wanted != current and today["cost_per_month"]:
-            saved = today["cost_per_month"] - found["cost_per_month"]
-            text += f"; against {current} {number(saved)} {currency} a month are saved"
-        said.append(f"{text}.")
-    return said
+def _money(report: dict[str, Any], fleet: dict[str, Any], wanted: str) -> list[str]:
+    """What the fleet costs, and what that saves over what runs today."""
+    current, currency = report["current"], report["currency"]
+    found, today = fleet["policies"][wanted], fleet["policies"][current]
+    if found["cost_per_hour"] is None:
+        return []
+    text = (
+        f"It costs {number(found['cost_per_hour'])} {currency} an hour, "
+        f"{number(found['cost_per_month'])} a month, {number(found['cost_per_mtok'])} per million "
+        "output tokens"
+    )
+    if wanted != current and today["cost_per_month"]:
+        saved = today["cost_per_month"] - found["cost_per_month"]
+        text += f"; against {current} {number(saved)} {currency} a month are saved"
+    return [f"{text}."]
 
 
 def _headroom(report: dict[str, Any]) -> list[str]:
@@ -214,14 +216,18 @@ def classes_in_words(report: dict[str, Any]) -> list[str]:
             f"{one['missed']:,} of {one['requests']:,}{name} requests ({', '.join(bounds)})"
         )
     worst = max(classes, key=lambda one: one["missed"])
-    said = [f"Misses on that fleet: {'; '.join(parts)}."]
+    fleet = report["fleets"][0]
+    size = fleet["policies"][report["chosen"]]["gpus"]
+    where = f"Misses at {number(fleet['offered_req_s'])} requests/s"
+    where += f" on {count(size, 'GPU')}" if size else ""
+    said = [f"{where}: {'; '.join(parts)}."]
     of = f" of {worst['class']}" if several else ""
     if worst["tpot"] >= worst["ttft"] and worst["tpot"]:
         why = "most of those who fail it decode in steps that are too slow for it"
         if worst["short_share"] > 0.5:
             why = (
                 f"{percent(worst['short_share'], 0)} % of those who fail it are answers of under "
-                "20 tokens, in which one wait for another's prompt is most of the time"
+                "20 tokens, slow because another request's prefill came between their tokens"
             )
         said.append(f"TPOT{of} binds: {why}.")
     elif worst["ttft"]:

@@ -50,7 +50,7 @@ def sizes(report: dict[str, Any]) -> Table:
         cells = [_size(one) for one in found]
         rows.append((f"×{number(fleet['rate'])}", number(fleet["offered_req_s"]), *cells))
     return Table(
-        title="Fewest GPUs that hold the traffic (in brackets: % of their saturation)",
+        title="Fewest GPUs (in brackets: % of what they finish when always full)",
         head=("rate", "requests/s", *report["policies"]),
         rows=tuple(rows),
         best=frozenset(best),

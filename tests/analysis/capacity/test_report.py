@@ -237,7 +237,7 @@ def test_another_process_writes_the_same_bytes(folder: Path, trace: Path, tmp_pa
         timeout=HUNG_S,
     )
     assert ended.returncode == 0, ended.stderr
-    assert "Any policy: 1 GPU holds it.\n" in ended.stdout
+    assert "4 requests/s: any policy, 1 GPU.\n" in ended.stdout
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == FILES
     for name in FILES:
         assert (tmp_path / "b" / name).read_bytes() == (folder / name).read_bytes(), name
@@ -329,7 +329,7 @@ def test_traffic_in_requests_a_second_users_and_a_fleet_that_stands(
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [fleet["offered_req_s"] for fleet in report["fleets"]] == pytest.approx([4.0, 10.0])
-    assert "10 requests/s (the trace 2.5 times the users)" in printed
+    assert "That is the trace 2.5 times the users." in printed
     size = report["fleets"][0]["policies"]["global"]
     assert size["cost_per_month"] == pytest.approx(730 * 2 * size["gpus"])
     assert f"costs {2 * size['gpus']} EUR an hour" in printed
