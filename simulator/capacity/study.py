@@ -273,7 +273,7 @@ class Inquiry:
         credulous = sum(believes(run.scenario.policy) for run in self.runs)
         each = 1 + len(self.rates) + len(LOADS) + len(self.concurrencies)
         whole = len(self.runs) * each + 1 + credulous * 2 * len(MISTAKES)
-        return whole + len(self.rates) + (self.replicas is not None) * len(self.runs)
+        return whole + len(self.rates) + 2 * (self.replicas is not None)
 
     def at(self, run: Run, rate: float) -> Scenario:
         """``run`` at a traffic that fleets are sized for."""
@@ -292,7 +292,8 @@ class Findings:
     choices: tuple[Choice | None, ...]
     """Which policy to run, by rate; None where nothing holds it, or the trace is too short."""
     headroom: dict[str, Answer]
-    """Of the fleet that stands already; empty where none does."""
+    """Of the fleet that stands already, under the chosen and the current policy; empty where none
+    does."""
     load_rates: tuple[float, ...]
     """Factors on the trace's rate behind ``loads``."""
     loads: dict[str, list[Answer]]
@@ -399,7 +400,8 @@ def ask(
             ),
         ]
     )
-    standing = [] if inquiry.replicas is None else runs
+    advised = {chosen, inquiry.current} if inquiry.replicas is not None else set()
+    standing = [run for run in runs if run.label in advised]
     left = answers(
         [
             HeadroomQuestion(
