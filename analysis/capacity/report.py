@@ -18,8 +18,9 @@ from analysis.capacity.words import limits_in_words, sureness_in_words
 from analysis.series import short_name
 from sglang_dspark.core.costs.model import CostModel
 from simulator.capacity.choice import Choice
+from simulator.capacity.questions import QUANTILES, Answer
 from simulator.capacity.search import offered_rate
-from simulator.capacity.study import LOADS, QUANTILES, Answer, Findings, Inquiry
+from simulator.capacity.study import LOADS, Findings, Inquiry
 from simulator.fleet.mistakes import MISTAKES
 from simulator.study.config import Study
 from traces.statistics import statistics

@@ -4,5 +4,6 @@
 - ``search``: the two searches
 - ``misses``: who misses what
 - ``choice``: which policy to run, by the tuner's verdict
-- ``study``: the questions behind a report, and their simulations
+- ``questions``: what a report asks, each with its simulations
+- ``study``: all of them, in order
 """
