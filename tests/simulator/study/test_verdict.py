@@ -72,12 +72,12 @@ def summary(gains: dict[str, tuple[float, float, float]], current: str = "global
         ({}, "At concurrency 8: global ran alone, there is nothing to compare."),
         (
             {"fixed": (0.004, 0.001, 0.007), "none": (-0.02, -0.05, 0.01)},
-            "any policy will do: none differs from global, which runs today, by more than 1 % in "
+            "any policy will do: no other differs from global, which runs today, by more than 1 % in "
             "output tokens/s.",
         ),
         (
             {"fixed": (-0.3, -0.31, -0.29), "none": (-0.1, -0.12, -0.08)},
-            "keep global, which runs today: none here has more output tokens/s; behind it: none "
+            "keep global, which runs today: no other has more output tokens/s; behind it: none "
             "-10%, fixed -30%.",
         ),
         (
