@@ -16,6 +16,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``steer_overhead``: a steered decision beside SGLang's own
 - ``serving_soak``: long serving, impatience and nonsense included
 - ``goodput_regret``: what ``goodput`` wins and loses
+- ``one_verdict``: whether tuner and capacity report say the same
 - ``readme_figure``: the README's figure
 - ``make_cost_models``: the shipped cost models
 - ``validation``: predictions beside published measurements, and their page
