@@ -107,11 +107,6 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
     config = first_config(arguments.config, arguments.trace)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
-    if arguments.warm_up is not None and config.concurrency + (arguments.concurrency or ()):
-        raise ValueError(
-            f"--warm-up {arguments.warm_up:g} with a closed loop, which is judged while all its "
-            "clients wait for answers; drop one of the two"
-        )
     fleet = arguments.router and replace(config.fleet, router=arguments.router)
     return with_flags(
         config,

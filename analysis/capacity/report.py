@@ -151,10 +151,8 @@ def _assumed(acceptance: Any) -> list[str]:
 
 
 def _traffic(found: Answer, offered: float, gpus: int) -> dict[str, Any]:
-    rate, capacity = found["rate_factor"], found["capacity_req_s"]
+    rate, capacity = found["sustained"], found["capacity_req_s"]
     held = rate * offered if rate else None
-    if held and capacity:  # a short trace ends before its queue can grow
-        held = min(held, capacity)
     return {
         "rate": rate,
         "misses_at_rate": found["misses_at"],

@@ -15,7 +15,6 @@ from simulator.capacity.search import (
     Probe,
     fewest_replicas,
     most_traffic,
-    offered_rate,
     probe,
     replica_capacity,
 )
@@ -69,6 +68,7 @@ class TrafficQuestion:
         return {
             "capacity_req_s": capacity,
             "rate_factor": found.rate_factor,
+            "sustained": found.sustained,
             "misses_at": found.misses_at,
         }
 
@@ -100,18 +100,18 @@ class HeadroomQuestion:
 
     scenario: Scenario
     goal: Goal
+    capacity_req_s: float | None
+    """Of one replica."""
 
     def answer(self) -> Answer:
         """``headroom``: the share by which traffic may grow, below 0 where it is too much already,
         None where it holds nothing; the probes now and with more."""
-        found = most_traffic(self.scenario, self.goal, tolerance=TOLERANCE)
+        found = most_traffic(
+            self.scenario, self.goal, tolerance=TOLERANCE, capacity_req_s=self.capacity_req_s
+        )
         now = probe(self.scenario, self.goal)
         grown = replace(self.scenario, rate_factor=self.scenario.rate_factor * (1.0 + MORE))
-        held, offered = found.rate_factor, offered_rate(self.scenario)
-        capacity = replica_capacity(self.scenario)
-        if held and offered and capacity:  # a short trace ends before its queue can grow
-            most = capacity * self.scenario.replicas / offered * self.scenario.rate_factor
-            held = min(held, most)
+        held = found.sustained
         return {
             "replicas": self.scenario.replicas,
             "headroom": held / self.scenario.rate_factor - 1.0 if held else None,

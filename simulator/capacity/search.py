@@ -17,7 +17,6 @@ from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
 from simulator.slo import Slo
 from simulator.study.metrics import batch_interval, measure, met_slo
-from simulator.study.part import steady_part, whole_run
 from simulator.study.study import saturated_rate
 from simulator.sweep.sweep import heed
 
@@ -82,6 +81,9 @@ class Traffic:
 
     rate_factor: float | None
     """The fleet holds the trace at this factor; None: not even at ``LEAST_RATE`` of saturation."""
+    sustained: float | None
+    """The same, but no more than what the replicas finish when they are always full: a short trace
+    ends before its queue can grow."""
     misses_at: float | None
     """It does not hold it at this one, larger by no more than the tolerance; None: nothing up to
     2^6 times saturation was too much, so the trace is too short to tell."""
@@ -95,7 +97,7 @@ def probe(scenario: Scenario, goal: Goal) -> Probe:
     if outcome.interrupted:
         raise KeyboardInterrupt
     row = measure(outcome, goal.slo)
-    judged = (steady_part(outcome) or whole_run(outcome)).judged
+    judged = scenario.judged_requests if row["judged"] else slice(None)  # no steady state
     met = met_slo(outcome, goal.slo)[judged]
     interval = batch_interval(met.astype(float))
     attainment = row["slo_attainment"]
@@ -204,13 +206,14 @@ def most_traffic(
     load = _load(replace(scenario, rate_factor=1.0), capacity_req_s)
     saturation = 1.0 / load if load else 1.0
     if not holds(saturation * LEAST_RATE):
-        return Traffic(rate_factor=None, misses_at=None, probes=probes)
+        return Traffic(rate_factor=None, sustained=None, misses_at=None, probes=probes)
     bracket = _bracket(holds, saturation)
     low, high = bracket
     while high is not None and high > low * (1.0 + tolerance):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if holds(middle) else (low, middle)
-    return Traffic(rate_factor=low, misses_at=high, probes=probes)
+    sustained = min(low, saturation) if load else low
+    return Traffic(rate_factor=low, sustained=sustained, misses_at=high, probes=probes)
 
 
 def _bracket(holds: Callable[[float], bool], start: float) -> tuple[float, float | None]:

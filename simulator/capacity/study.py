@@ -219,6 +219,7 @@ def ask(
             HeadroomQuestion(
                 scenario=replace(inquiry.at(run, inquiry.rates[0]), replicas=inquiry.replicas or 1),
                 goal=goal,
+                capacity_req_s=traffic[run.label]["capacity_req_s"],
             )
             for run in standing
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,8 +55,8 @@ class RunConfig:
     """Replicas behind one router."""
     rate: float = 1.0
     """Factor on the arrival rate."""
-    warm_up: float = WARM_UP
-    """Open loop: share of its time that is left out of the figures at each end."""
+    warm_up: float | None = None
+    """Open loop: share of its time that is left out of the figures at each end; None: 5 %."""
     concurrency: tuple[int, ...] = ()
     """Closed loop with so many clients; several make a sweep; none replays the arrivals."""
     slo: str = "standard"
@@ -83,7 +83,7 @@ class RunConfig:
                 f"rate {self.rate:g} with concurrency {self.concurrency[0]}: the clients of a "
                 "closed loop send when they are answered; drop one of the two"
             )
-        if self.concurrency and self.warm_up != WARM_UP:
+        if self.concurrency and self.warm_up is not None:
             raise ValueError(
                 f"warm-up {self.warm_up:g} with concurrency {self.concurrency[0]}: a closed "
                 "loop is judged while all its clients wait for answers; drop one of the two"
@@ -92,11 +92,9 @@ class RunConfig:
     @property
     def compared(self) -> tuple[str, ...]:
         """The policies, with the current one first where it is not among them."""
-        if self.current is None or self.current in self.policies:
+        if self.current is None:
             return self.policies
-        named = [text for text in (self.current, *self.policies) if not _is_file(text)]
-        same = label_of(self.current) in [label_of(text) for text in named[1:]]
-        return self.policies if self.current in named and same else (self.current, *self.policies)
+        return (self.current, *others(self.current, self.policies))
 
     @property
     def baseline(self) -> str:
@@ -118,6 +116,15 @@ def first_config(config_file: str | None, trace: str | None) -> RunConfig:
     if trace:
         return RunConfig(trace=trace)
     raise ValueError("no trace given; name one, for example chat")
+
+
+def others(current: str, policies: Iterable[str]) -> tuple[str, ...]:
+    """``policies`` without the current one; a file is only ever itself, whatever it is called."""
+
+    def one(text: str) -> str:
+        return text if _is_file(text) else label_of(text)
+
+    return tuple(text for text in policies if one(text) != one(current))
 
 
 def _is_file(text: str) -> bool:
@@ -183,7 +190,7 @@ def load_study(config: RunConfig) -> Study:
                 pool_models=pool_models,
                 slo=slo,
                 rate_factor=config.rate,
-                warm_up=config.warm_up,
+                warm_up=WARM_UP if config.warm_up is None else config.warm_up,
                 concurrency=concurrency,
                 seed=config.seed,
             ),

@@ -76,8 +76,9 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
     finished = is_finished(requests)
     truncated = requests["status"] == TRUNCATED
     refused = np.isin(requests["status"], (REJECTED, SHED))
-    whole, steady = whole_run(outcome), steady_part(outcome)
-    figures = _figures(outcome, whole, slo)
+    times, met = request_times(requests), met_slo(outcome, slo)
+    figures = _figures(outcome, whole_run(outcome), times, met)
+    steady = steady_part(outcome)
     return {
         "requests": int(requests.size),
         "completed": int((finished & ~truncated).sum()),
@@ -87,16 +88,19 @@ def measure(outcome: Outcome, slo: Slo) -> dict[str, Any]:
         "unfinished": int((~finished & ~refused).sum()),
         "retried": int((requests["retries"] > 0).sum()),
         "replicas_most": _most_at_once(outcome),
-        **(_figures(outcome, steady, slo) if steady else dict.fromkeys(figures)),
+        **(_figures(outcome, steady, times, met) if steady else dict.fromkeys(figures)),
         "whole_run": figures,
     }
 
 
-def _figures(outcome: Outcome, part: Part, slo: Slo) -> dict[str, Any]:
-    """Of the part's time and of the requests that are judged in it."""
+def _figures(
+    outcome: Outcome, part: Part, times_s: dict[str, Floats], met: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Of the part's time and of the requests that are judged in it; ``times_s`` and ``met`` are of
+    all requests."""
     requests = outcome.requests[part.judged]
-    times = request_times(requests)
-    met = met_slo(outcome, slo)[part.judged]
+    times = {name: values[part.judged] for name, values in times_s.items()}
+    met = met[part.judged]
     refused = np.isin(requests["status"], (REJECTED, SHED))
     sent = refused | (requests["arrival_s"] <= part.now_s)
     finished = is_finished(requests)

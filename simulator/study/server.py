@@ -41,7 +41,14 @@ def server_settings(path: str | Path) -> ServerSettings:
 
     ``ValueError`` naming the file and what it lacks.
     """
-    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    file = Path(path)
+    if file.is_dir():
+        file /= FILE
+        if not file.is_file():
+            raise ValueError(
+                f"{path}: holds no {FILE}, which says how the server schedules; record with dspark "
+                "traces record --url, or name the file with --server"
+            )
     told = read_json(file)
     if not isinstance(told, dict) or "page_size" not in told:
         raise ValueError(f"{file}: is no {FILE}; give the one that dspark traces record wrote")

@@ -170,8 +170,10 @@ def _at_one_load(gains: Mapping[str, Row | None], current: str) -> tuple[str, st
     )
     rest = f"; behind it: {behind}" if worse else ""
     if not better and not worse:
-        text = f"any policy will do: no other differs from {current}, which runs today, by more than 1 %"
-        return f"{text} in {merit}", ""
+        text = (
+            f"any policy will do: no other differs from {current}, which runs today, by more than"
+        )
+        return f"{text} 1 % in {merit}", ""
     if not better:
         return f"keep {current}, which runs today: no other has more {merit}", rest
     leader = max(better, key=lambda name: better[name]["mean"])

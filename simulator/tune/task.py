@@ -10,14 +10,14 @@ import shlex
 import warnings
 from dataclasses import dataclass, replace
 
-from sglang_dspark.core.policy import POLICIES, PolicyFile, parse_policy
+from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.scenario import Scenario
 from simulator.study.config import (
     RunConfig,
     common_flags,
     first_config,
-    label_of,
     load_study,
+    others,
     with_flags,
 )
 from simulator.study.windows import cut_windows
@@ -84,19 +84,9 @@ def load_task(arguments: argparse.Namespace) -> Task:
     config = first_config(arguments.config, arguments.trace)
     if arguments.jobs < 1:
         raise ValueError(f"--jobs {arguments.jobs} must be at least 1")
-    current = label_of(arguments.current)
-    if current in POLICIES and arguments.current not in POLICIES:
-        raise ValueError(
-            f"--current {arguments.current}: in the results it would be taken for the policy "
-            f"{current!r}; rename the file"
-        )
-    incumbents = {current: parse_policy(arguments.current)}
-    for name in _ALWAYS:
-        incumbents.setdefault(name, parse_policy(name))
-    given = (arguments.current, *(name for name in incumbents if name != current))
     config = with_flags(
         config,
-        policies=given,
+        policies=(arguments.current, *others(arguments.current, _ALWAYS)),
         **common_flags(arguments),
     )
     with warnings.catch_warnings(record=True) as caught:
@@ -117,7 +107,7 @@ def load_task(arguments: argparse.Namespace) -> Task:
             windows=cut_windows(study.trace, config.concurrency),
             slo=run.slo,
         ),
-        incumbents=incumbents,
+        incumbents={run.label: run.scenario.policy for run in study.runs},
         warnings=[str(warning.message) for warning in caught],
         acceptance_mismatch=study.acceptance_mismatch,
     )

@@ -82,15 +82,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _policies(arguments: argparse.Namespace, served: PolicyFile) -> list[tuple[str, PolicyFile]]:
-    """The files first; then one of each name, as the one that served where it has its name."""
-    named = [(label_of(text), parse_policy(text)) for text in arguments.policy_file]
-    if arguments.alone:
-        return named
-    shipped = [
+Named = list[tuple[str, PolicyFile]]
+"""Policies with the labels that results give them."""
+
+
+def _shipped(served: PolicyFile) -> Named:
+    """One of each name, as the one that served where it has its name."""
+    return [
         (name, served if served.policy.name == name else parse_policy(name)) for name in POLICIES
     ]
-    return [*named, *shipped]
 
 
 def _result(
@@ -98,6 +98,7 @@ def _result(
     recording: Recording,
     fitted: Fitted,
     verdict: Verdict,
+    files: Named,
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """``twin.json``."""
@@ -105,9 +106,9 @@ def _result(
     fit = fitted.calibrated
     served = recording.served.policy
     strangers = [
-        f"{label_of(file)} did not serve this log, {served.name} did: it is predicted, not judged"
-        for file in arguments.policy_file
-        if parse_policy(file).policy != served
+        f"{label} did not serve this log, {served.name} did: it is predicted, not judged"
+        for label, file in files
+        if file.policy != served
     ]
     return {
         "schema_version": 1,
@@ -150,7 +151,8 @@ def _command(arguments: argparse.Namespace) -> int:
         measured=arguments.measured,
         server=arguments.server,
     )
-    policies = _policies(arguments, recording.served)
+    files = [(label_of(text), parse_policy(text)) for text in arguments.policy_file]
+    policies = files if arguments.alone else [*files, *_shipped(recording.served)]
     with ExitStack() as stack, warnings.catch_warnings():
         # That a price is extrapolated is said of the fit, once.
         warnings.simplefilter("ignore", UserWarning)
@@ -162,8 +164,8 @@ def _command(arguments: argparse.Namespace) -> int:
         source = f"first {arguments.fit_share:.0%} of {Path(arguments.log).name}"
         fitted = fit_first(recording, folder, share=arguments.fit_share, source=source)
         verdict = judge(recording, fitted, seeds=arguments.seeds)
-        rows = others(recording, fitted, policies, seeds=arguments.seeds)
-        result = _result(arguments, recording, fitted, verdict, rows)
+        rows = others(recording, fitted, verdict, policies, seeds=arguments.seeds)
+        result = _result(arguments, recording, fitted, verdict, files, rows)
         if arguments.out:
             command = shlex.join(["python", "-m", NAME, *_words(arguments)])
             write_json(folder / "twin.json", rounded({"command": command, **result}))

@@ -21,7 +21,7 @@ from simulator.acceptance.load import load_acceptance
 from simulator.fit.calibrate import Calibrated, calibrate
 from simulator.twin.outside import Outside
 from simulator.twin.recording import Recording
-from simulator.twin.replay import Twin, trace_of
+from simulator.twin.replay import Twin, offered_req_s, trace_of
 from simulator.twin.speed import at_speed, drift
 from simulator.twin.timings import Segment, Timings, measured, served_of
 from traces import Trace
@@ -64,8 +64,14 @@ class Verdict:
     """Predicted with the cost model at the speed that the machine ran at in the rest."""
     drift: list[float]
     """Of the rest's parts: time that steps took over what the fitted model says of them."""
-    of_capacity: float | None
-    """Offered over what the server could finish; None where the recording is too short to tell."""
+    offered_req_s: float
+    capacity_req_s: float | None
+    """What the server could finish; None where the recording is too short to tell."""
+
+    @property
+    def of_capacity(self) -> float | None:
+        """Offered over what it could finish."""
+        return self.offered_req_s / self.capacity_req_s if self.capacity_req_s else None
 
     def error(self, name: str, kind: str = "predicted") -> float:
         """Relative, of one figure."""
@@ -159,7 +165,7 @@ def _provenance(source: str) -> Provenance:
 
 def judge(recording: Recording, fitted: Fitted, *, seeds: int) -> Verdict:
     """The rest, measured and predicted."""
-    policy, twin = recording.served, fitted.twin
+    policy, twin, rest = recording.served, fitted.twin, _rest(fitted)
     real = measured(recording.segment, fitted.first)
     drifts = drifts_of(recording.segment, fitted)
     speed = float(np.mean(drifts)) if drifts else 1.0
@@ -169,7 +175,8 @@ def judge(recording: Recording, fitted: Fitted, *, seeds: int) -> Verdict:
         predicted=_predict(twin, fitted, policy, seeds).figures(),
         at_speed=_predict(paced, fitted, policy, seeds).figures(),
         drift=drifts,
-        of_capacity=twin.load(_rest(fitted), policy),
+        offered_req_s=offered_req_s(rest),
+        capacity_req_s=twin.capacity_req_s(rest, policy),
     )
 
 
@@ -193,20 +200,25 @@ def drifts_of(segment: Segment, fitted: Fitted) -> list[float]:
 
 
 def others(
-    recording: Recording, fitted: Fitted, policies: Sequence[tuple[str, PolicyFile]], *, seeds: int
+    recording: Recording,
+    fitted: Fitted,
+    verdict: Verdict,
+    policies: Sequence[tuple[str, PolicyFile]],
+    *,
+    seeds: int,
 ) -> list[dict[str, Any]]:
-    """What the log says of every policy on the same traffic: figures, and the capacity."""
+    """What the log says of every policy on the same traffic: figures, and the capacity.
+
+    Of the one that served, the verdict has them.
+    """
     rows = []
     rest = _rest(fitted)
-    offered = (len(rest) - 1) / float(rest.arrival_s[-1] - rest.arrival_s[0])
     for label, policy in policies:
-        load = fitted.twin.load(rest, policy)
-        rows.append(
-            {
-                "policy": label,
-                "served": policy.policy == recording.served.policy,
-                **_predict(fitted.twin, fitted, policy, seeds).figures(),
-                "capacity_req_s": offered / load if load else None,
-            }
-        )
+        if policy == recording.served:
+            figures, capacity = verdict.predicted, verdict.capacity_req_s
+        else:
+            figures = _predict(fitted.twin, fitted, policy, seeds).figures()
+            capacity = fitted.twin.capacity_req_s(rest, policy)
+        served = policy.policy == recording.served.policy
+        rows.append({"policy": label, "served": served, **figures, "capacity_req_s": capacity})
     return rows

@@ -15,7 +15,7 @@ from sglang_dspark.core.policy import PolicyFile
 from sglang_dspark.logs.step_log import read, shared_header
 from sglang_dspark.logs.step_parts import PartHeader
 from sglang_dspark.runtime.settings import unpriced
-from simulator.study.server import FILE, ServerSettings, server_settings
+from simulator.study.server import ServerSettings, server_settings
 from simulator.twin.prefixes import grain_of, refined
 from simulator.twin.timings import Seen, Segment
 from traces import Request, TraceMeta, read_requests
@@ -49,7 +49,7 @@ def read_recording(
             "--from, or name the file with --measured"
         )
     times = read_measured(path)
-    settings = server_settings(server or _beside_log(log))
+    settings = server_settings(server or log)
     header = shared_header(log)
     steps = list(read(log))
     kept = [row for row in rows if row.request_id in times]
@@ -78,16 +78,6 @@ def read_recording(
         settings=settings,
         notes=(*notes, *_header_notes(header, priced), *settings.not_simulated),
     )
-
-
-def _beside_log(log: str) -> Path:
-    path = Path(log) / FILE
-    if not path.is_file():
-        raise ValueError(
-            f"{log}: holds no {FILE}, which says how the server schedules; record with dspark "
-            "traces record --url, or name the file with --server"
-        )
-    return path
 
 
 def _header_notes(header: PartHeader, priced: bool) -> list[str]:

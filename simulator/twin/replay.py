@@ -53,6 +53,11 @@ def trace_of(segment: Segment) -> Trace:
     )
 
 
+def offered_req_s(trace: Trace) -> float:
+    """Requests a second from the first arrival to the last."""
+    return (len(trace) - 1) / float(trace.arrival_s[-1] - trace.arrival_s[0])
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Twin:
     """What was fitted, and the settings that the server ran with."""
@@ -69,12 +74,15 @@ class Twin:
         from ``first`` on, as ``timings.measured`` does."""
         return pooled([self._once(trace, policy, seed, first) for seed in range(seeds)])
 
+    def capacity_req_s(self, trace: Trace, policy: PolicyFile) -> float | None:
+        """What the simulated server finishes when it is always full; None for a trace too short to
+        tell."""
+        return saturated_rate(self._scenario(trace, policy, 0))
+
     def load(self, trace: Trace, policy: PolicyFile) -> float | None:
-        """Offered requests over what the simulated server finishes when it is always full; None
-        for a trace too short to tell."""
-        capacity = saturated_rate(self._scenario(trace, policy, 0))
-        offered = (len(trace) - 1) / float(trace.arrival_s[-1] - trace.arrival_s[0])
-        return offered / capacity if capacity else None
+        """Offered requests over that."""
+        capacity = self.capacity_req_s(trace, policy)
+        return offered_req_s(trace) / capacity if capacity else None
 
     def _scenario(self, trace: Trace, policy: PolicyFile, seed: int) -> Scenario:
         return Scenario(

@@ -72,8 +72,8 @@ def summary(gains: dict[str, tuple[float, float, float]], current: str = "global
         ({}, "At concurrency 8: global ran alone, there is nothing to compare."),
         (
             {"fixed": (0.004, 0.001, 0.007), "none": (-0.02, -0.05, 0.01)},
-            "any policy will do: no other differs from global, which runs today, by more than 1 % in "
-            "output tokens/s.",
+            "any policy will do: no other differs from global, which runs today, by more than 1 % "
+            "in output tokens/s.",
         ),
         (
             {"fixed": (-0.3, -0.31, -0.29), "none": (-0.1, -0.12, -0.08)},

@@ -135,10 +135,15 @@ def test_a_saturated_server_is_not_judged_by_its_queue() -> None:
     figures: dict[str, Any] = dict.fromkeys((*TOLERANCE, *BESIDE), 1.0)
     late = figures | {"ttft_p50_ms": 2.0}
     verdict = Verdict(
-        measured=figures, predicted=late, at_speed=late, drift=[1.0], of_capacity=0.95
+        measured=figures,
+        predicted=late,
+        at_speed=late,
+        drift=[1.0],
+        offered_req_s=0.95,
+        capacity_req_s=1.0,
     )
     assert verdict.missed == []
-    calm = dataclasses.replace(verdict, of_capacity=0.5)
+    calm = dataclasses.replace(verdict, offered_req_s=0.5)
     assert calm.missed == ["ttft_p50_ms"]
     slow = dataclasses.replace(verdict, predicted=figures | {"output_tok_s": float("nan")})
     assert slow.missed == ["output_tok_s"]
@@ -185,7 +190,12 @@ def test_a_miss_on_a_machine_that_drifted_is_not_the_simulators() -> None:
     figures: dict[str, Any] = dict.fromkeys((*TOLERANCE, *BESIDE), 1.0)
     missed = figures | {"tpot_p50_ms": 2.0}
     verdict = Verdict(
-        measured=figures, predicted=missed, at_speed=missed, drift=[0.9, 1.25], of_capacity=0.5
+        measured=figures,
+        predicted=missed,
+        at_speed=missed,
+        drift=[0.9, 1.25],
+        offered_req_s=0.5,
+        capacity_req_s=1.0,
     )
     assert "moved by up to 25%" in verdict_line(verdict)
     steady = dataclasses.replace(verdict, drift=[0.97, 1.02])
