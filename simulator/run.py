@@ -147,13 +147,13 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "slo": config.slo,
         "current": current,
         "replicas": sum(pool.replicas for pool in study.runs[0].scenario.pools),
-        "unequal": bool(config.fleet.pools),
         "gpus": study.runs[0].scenario.gpus,
         "interrupted": interrupted,
         "policies": rows,
         "differences": differences,
     }
-    return summary | {"verdict": None if interrupted else verdict(summary, study.cost_model)}
+    costs = None if config.fleet.pools else study.cost_model  # of equal replicas
+    return summary | {"verdict": None if interrupted else verdict(summary, costs)}
 
 
 def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:

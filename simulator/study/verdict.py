@@ -82,8 +82,11 @@ def _rounded(merit: str, mean: float, low: float | None, high: float | None) -> 
     }
 
 
-def verdict(summary: Row, costs: CostModel) -> list[str]:
-    """What to do, a sentence for each answer that loads have, and where differences begin."""
+def verdict(summary: Row, costs: CostModel | None) -> list[str]:
+    """What to do, a sentence for each answer that loads have, and where differences begin.
+
+    ``costs`` are those of every replica; None where replicas differ, and nobody says where.
+    """
     rows, current = summary["policies"], summary["current"]
     gains = {(d["policy"], d["concurrency"]): d["gain"] for d in summary["differences"]}
     found: list[str] = []
@@ -99,18 +102,17 @@ def verdict(summary: Row, costs: CostModel) -> list[str]:
         if rest and len(places) > 1:
             rest = rest.replace("; ", f"; at {load} ", 1)
         found.append(f"{_places([place for place, _ in places])}{answer}{rest}.")
-    begins = _begins(rows, summary, costs)
+    begins = _begins(rows, summary["replicas"], costs) if costs else None
     return [*found, begins] if begins else found
 
 
-def _begins(rows: Sequence[Row], summary: Row, costs: CostModel) -> str | None:
-    """Where differences begin, while the runs are below it; of a plain fleet only."""
+def _begins(rows: Sequence[Row], replicas: int, costs: CostModel) -> str | None:
+    """Where differences begin, while the runs are below it."""
     drafting = [row for row in rows if row["drafted_share"] and row["requests_in_system_mean"]]
-    if not drafting or summary["unequal"]:
+    if not drafting:
         return None
     fullest = max(drafting, key=lambda row: float(row["verify_tokens_per_request_step"]))
     begins = budget_matters_from(fullest, costs)
-    replicas = summary["replicas"]
     in_flight = max(row["concurrency"] or row["requests_in_system_mean"] for row in drafting)
     if begins is None or in_flight / replicas >= begins:
         return None

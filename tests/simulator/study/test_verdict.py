@@ -55,7 +55,6 @@ def summary(gains: dict[str, tuple[float, float, float]], current: str = "global
     return {
         "current": current,
         "replicas": 1,
-        "unequal": False,
         "policies": [row | {"policy": name} for name in (current, *gains)],
         "differences": [
             {"policy": name, "concurrency": 8}
