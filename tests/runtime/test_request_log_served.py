@@ -27,7 +27,6 @@ QUICK = "tests.runtime.request_log_patches:quick_request_log"
 GREEDY = {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}
 COMPACT = {"SGLANG_RAGGED_VERIFY_MODE": "compact"}
 """What SGLang's own DSPARK needs in order to be steered; 0.5.15 does not know it."""
-_INTERVAL_S = 0.3
 
 
 def recorded_by(arguments: list[str], folder: Path) -> list[str]:
@@ -58,11 +57,24 @@ def mixed_jobs(pair: Pair) -> list[Job]:
     return jobs
 
 
+def logs_of(server: Server) -> dict[str, Any]:
+    """What the server says of its logs."""
+    found: dict[str, Any] = server_info(server.url)["internal_states"][0]["dspark_logs"]
+    return found
+
+
+def ids_on_disk(folder: Path) -> set[str]:
+    """The ids of the requests on disk; none before the first part."""
+    if not any(folder.rglob("*.parquet")):
+        return set()
+    return {record.request_id for record in read_requests(folder).records}
+
+
 def settled(server: Server, folder: Path, count: int) -> dict[str, RequestRecord]:
     """The records once so many are on disk."""
     deadline = time.monotonic() + HUNG_S
     while True:
-        logs = server_info(server.url)["internal_states"][0]["dspark_logs"]
+        logs = logs_of(server)
         if logs["requests"] >= count or time.monotonic() > deadline:
             assert logs["stopped"] == "", logs
             return {record.request_id: record for record in read_requests(folder).records}
@@ -242,12 +254,11 @@ def test_a_server_killed_in_the_middle_leaves_all_but_the_last_interval(
     with nursery.start(
         recorded_by(plain_arguments(pair.target_folder), tmp_path), patch=QUICK
     ) as server:
-        first = serve(server.url, jobs[:20], concurrency=2)
-        time.sleep(2 * _INTERVAL_S + 0.5)
+        written = {outcome.meta["id"] for outcome in serve(server.url, jobs[:20], concurrency=2)}
+        wait_until(lambda: written <= ids_on_disk(tmp_path))
         serve(server.url, jobs[20:], concurrency=2)
         os.kill(server.pid, signal.SIGKILL)
-    found = {record.request_id for record in read_requests(tmp_path).records}
-    assert {outcome.meta["id"] for outcome in first} <= found
+    assert written <= ids_on_disk(tmp_path)
 
 
 @pytest.mark.law
@@ -264,11 +275,9 @@ def test_a_log_that_stops_does_not_stop_the_server(
     ) as server:
         jobs = [Job(prompt=pair.conversation(n)[:30], sampling=GREEDY) for n in range(6)]
         serve(server.url, jobs, concurrency=2)
-        time.sleep(1.0)
+        wait_until(lambda: said in logs_of(server)["stopped"])
         outcomes = serve(server.url, jobs, concurrency=2)
-        logs: dict[str, Any] = server_info(server.url)["internal_states"][0]["dspark_logs"]
     assert all(outcome.whole for outcome in outcomes)
-    assert said in logs["stopped"]
     assert server.log.count("DSPARK request log stopped, the server goes on without it") == 1
 
 

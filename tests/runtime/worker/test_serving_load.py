@@ -43,8 +43,17 @@ class Counted:
 
     @classmethod
     def of(cls, server: Server) -> Counted:
-        """Since the server started."""
-        time.sleep(_METRICS_S)
+        """Since the server started, once nothing more is carried over."""
+        found = cls.now(server)
+        while True:
+            time.sleep(_METRICS_S)
+            before, found = found, cls.now(server)
+            if found == before:
+                return found
+
+    @classmethod
+    def now(cls, server: Server) -> Counted:
+        """What stands there."""
         found = metrics(server.url)
         return cls(
             **{
