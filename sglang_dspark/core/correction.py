@@ -41,7 +41,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled
-from sglang_dspark.core.costs.tables import CostTables, draft_seconds, verify_seconds
+from sglang_dspark.core.costs.tables import (
+    RAGGED,
+    UNIFORM,
+    CostTables,
+    adaptive_seconds,
+    draft_seconds,
+    verify_seconds,
+)
 from sglang_dspark.core.state import Floats, Ints
 from sglang_dspark.core.survival import sigmoid
 
@@ -169,7 +176,9 @@ def learn(
         draft_s, verify_s, host_s = (float(part_s) for part_s in outcome.seconds)
         measured = (draft_s, verify_s, host_s)
         sums = (after.log_ratio, after.weight)
-        _learn_prices(costs, rows, drafted, tokens, context, measured, kept, 2.0 * most, *sums)
+        shape = UNIFORM if (lengths == lengths[0]).all() else RAGGED
+        size = (rows, drafted, tokens, shape)
+        _learn_prices(costs, size, context, measured, kept, 2.0 * most, *sums)
     if correction.calibration:
         if not outcome.planned:
             lengths = np.zeros_like(lengths)
@@ -182,9 +191,7 @@ def learn(
 @compiled
 def _learn_prices(
     costs: CostTables,
-    rows: int,
-    drafted: int,
-    tokens: int,
+    size: tuple[int, int, int, int],
     context_tokens: float,
     measured: tuple[float, float, float],
     kept: float,
@@ -194,19 +201,22 @@ def _learn_prices(
 ) -> None:
     """Sums of logarithms, each clipped to -most .. most: one hiccup moves little.
 
-    A part that the model prices at nothing is taken to be inside the forward's price.
+    A part that the model prices at nothing is taken to be inside the forward's price. What deciding
+    costs is the host's. ``size``: requests, those drafted for, tokens and shape.
     """
+    rows, drafted, tokens, shape = size
     draft_s, verify_s, host_s = measured
     predicted_draft_s = draft_seconds(costs, drafted)
     if not predicted_draft_s > 0.0:
         verify_s += draft_s
-    if not costs.host_s > 0.0:
+    predicted_host_s = costs.host_s + adaptive_seconds(costs, rows, shape)
+    if not predicted_host_s > 0.0:
         verify_s += host_s
-    predicted_verify_s = verify_seconds(costs, tokens, rows, context_tokens)
+    predicted_verify_s = verify_seconds(costs, tokens, rows, context_tokens, shape)
     pairs = (
         (predicted_draft_s, draft_s),
         (predicted_verify_s, verify_s),
-        (costs.host_s, host_s),
+        (predicted_host_s, host_s),
     )
     for part in range(3):
         log_ratio[part] *= kept
@@ -266,12 +276,18 @@ def corrected_costs(costs: CostTables, factors: Floats) -> CostTables:
     return costs._replace(
         verify_s=costs.verify_s * verify,
         verify_slope_s=costs.verify_slope_s * verify,
+        ragged_s=costs.ragged_s * verify,
+        ragged_slope_s=costs.ragged_slope_s * verify,
+        ragged_floor_s=costs.ragged_floor_s * verify,
         request_s=costs.request_s * verify,
         request_slope_s=costs.request_slope_s * verify,
         context_s=costs.context_s * verify,
         draft_s=costs.draft_s * draft,
         draft_slope_s=costs.draft_slope_s * draft,
         host_s=costs.host_s * host,
+        adaptive_s=costs.adaptive_s * host,
+        adaptive_request_s=costs.adaptive_request_s * host,
+        overlapped_s=costs.overlapped_s * host,
     )
 
 

@@ -7,6 +7,8 @@ All policies maximise, or approximate, expected committed tokens per second (pap
 
     (R + sum of the B best survivals) / T(R, R + B)
 
+where T prices the shape of the step too: verifying everything is uniform, fewer tokens are ragged.
+
 Symbols: R requests, K draft positions, B extra tokens beyond one per request, M = R + B.
 """
 
@@ -15,7 +17,13 @@ from __future__ import annotations
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled, inlined
-from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
+from sglang_dspark.core.costs.tables import (
+    DECIDED,
+    RAGGED,
+    UNIFORM,
+    CostTables,
+    decode_step_seconds,
+)
 from sglang_dspark.core.goodput import Circumstances, goodput_budget, plan_goodput, step_seconds
 from sglang_dspark.core.ranking import assign_slots, sort_candidates
 from sglang_dspark.core.state import (
@@ -49,45 +57,71 @@ _ROUNDING = 1.0 + 1e-9
 
 
 @compiled
-def _reference_step_s(costs: CostTables, tokens: int, requests: int) -> float:
+def _reference_step_s(costs: CostTables, tokens: int, requests: int, shape: int) -> float:
     """T(R, M) at the cost model's reference context, drafting for everyone."""
     context = requests * costs.context_reference_tokens
-    return decode_step_seconds(costs, tokens, requests, requests, context)
+    return decode_step_seconds(costs, tokens, requests, requests, context, shape)
 
 
 @compiled
-def best_budget(costs: CostTables, candidates: Floats, total: int, requests: int, room: int) -> int:
+def step_shape(policy: PolicyTables, lengths: Ints, rows: int, columns: int, drafted: int) -> int:
+    """The shape of the step that verifies ``lengths[:rows]`` of up to ``columns``.
+
+    ``goodput`` decides from old confidences and prices whether there is anything to decide: where
+    it verifies all that was drafted, nobody waits for a confidence.
+    """
+    for r in range(1, rows):
+        if lengths[r] != lengths[0]:
+            return RAGGED
+    if not policy.reads_confidences or drafted == 0 or rows == 0:
+        return UNIFORM
+    if lengths[0] < columns:
+        return RAGGED
+    return UNIFORM if policy.code == GOODPUT else DECIDED
+
+
+@compiled
+def best_budget(
+    costs: CostTables, candidates: Floats, total: int, requests: int, columns: int, room: int
+) -> int:
     """The B in 0..min(total, room) with the most expected tokens per second; the first on ties.
 
-    ``candidates`` [total] are survivals in descending order. A global argmax: a step curve with
-    stairs or a cliff does not trap it.
+    ``candidates`` [total] are survivals in descending order, of ``columns`` positions each. A
+    global argmax: a step curve with stairs or a cliff does not trap it. Ragged steps dear enough
+    leave it none and all.
     """
     limit = min(total, room)
     if limit <= 0:
         return 0
-    verify_s = costs.verify_s
-    last = verify_s.size - 1
+    ragged_s = costs.ragged_s
+    first_s = _reference_step_s(costs, requests, requests, RAGGED)
+    whole_s = np.inf  # of a step in which everyone verifies everything
+    if limit == requests * columns:
+        whole_s = _reference_step_s(costs, requests + limit, requests, DECIDED)
     # Everything but the target's forward is the same for every B.
-    rest_s = _reference_step_s(costs, requests, requests) - verify_s[min(requests, last)]
-    if requests + limit > last:
+    last = ragged_s.size - 1
+    rest_s = first_s - ragged_s[min(requests, last)]
+    if requests + limit > last or costs.ragged_floor_s > 0.0 or costs.overlapped_s > 0.0:
         rest_s = np.nan
     expected = float(requests)
     best = 0
-    best_rate = expected / _reference_step_s(costs, requests, requests)
+    best_rate = expected / first_s
     for b in range(1, limit + 1):
         expected += candidates[b - 1]
-        if rest_s == rest_s:
-            step_s = rest_s + verify_s[requests + b]
+        if b == limit and whole_s < np.inf:
+            step_s = whole_s
+        elif rest_s == rest_s:
+            step_s = rest_s + ragged_s[requests + b]
         else:
-            step_s = _reference_step_s(costs, requests + b, requests)
+            step_s = _reference_step_s(costs, requests + b, requests, RAGGED)
         rate = expected / step_s
         if rate > best_rate:
             best_rate = rate
             best = b
-        # Steps get no faster, and none of the rest is worth more than this one.
+        # Ragged steps get no faster, and none of the rest is worth more than this one.
         if b % _LOOK_AHEAD == 0:
             most = expected + (limit - b) * candidates[b - 1]
-            if most * _ROUNDING < best_rate * step_s:
+            if most * _ROUNDING < best_rate * min(step_s, whole_s):
                 break
     return best
 
@@ -96,15 +130,19 @@ def best_budget(costs: CostTables, candidates: Floats, total: int, requests: int
 def early_stop_budget(
     costs: CostTables, candidates: Floats, total: int, requests: int, room: int
 ) -> int:
-    """Algorithm 1: the number of candidates before the first that does not raise throughput."""
+    """Algorithm 1: the number of candidates before the first that does not raise throughput.
+
+    It knows one curve, that of ragged steps: with a uniform step's price for its start it would end
+    there, below the cost of the first ragged one.
+    """
     limit = min(total, room)
     if limit <= 0:
         return 0
     expected = float(requests)
-    rate = expected / _reference_step_s(costs, requests, requests)
+    rate = expected / _reference_step_s(costs, requests, requests, RAGGED)
     for b in range(limit):
         expected += candidates[b]
-        next_rate = expected / _reference_step_s(costs, requests + b + 1, requests)
+        next_rate = expected / _reference_step_s(costs, requests + b + 1, requests, RAGGED)
         if next_rate <= rate:
             return b
         rate = next_rate
@@ -159,11 +197,11 @@ def stale_budget(
 
     The part of ``decide`` that an engine may run before the step's tokens are drafted.
     """
-    rows = stale_survival.shape[0]
+    rows, columns = stale_survival.shape
     total = sort_candidates(stale_survival, work.values, work.counts)
     step_s = np.nan
     if policy.code == GLOBAL:
-        budget = best_budget(costs, work.values, total, rows, room)
+        budget = best_budget(costs, work.values, total, rows, columns, room)
     else:
         budget, step_s = sglang_budget(policy, work.values, total, rows)
         budget = min(budget, room)
@@ -188,7 +226,8 @@ def early_budget(
         budget, _, _, _ = goodput_budget(
             policy, costs, everyone, stale_survival, around, room, work
         )
-        return budget, step_seconds(costs, rows + budget, rows, rows, around)
+        shape = RAGGED if budget < everyone.size else UNIFORM
+        return budget, step_seconds(costs, rows + budget, rows, rows, around, shape)
     budget, step_s, _ = stale_budget(policy, costs, stale_survival, room, work)
     return budget, step_s
 
@@ -224,8 +263,9 @@ def decide(
     around: Circumstances,
     kv_room_tokens: int,
     work: Workspace,
-) -> tuple[float, float, int]:
-    """Write ``work.lengths[:R]``; return (predicted step seconds, expected tokens, stop reason).
+) -> tuple[float, float, int, int]:
+    """Write ``work.lengths[:R]``; return (predicted step seconds, expected tokens, stop reason,
+    shape).
 
     ``goodput`` also writes ``work.draft_next[:R]`` and ``work.notes[:R]``; under the others all are
     drafted for, or none, and nothing is noted.
@@ -277,11 +317,12 @@ def decide(
         drafted += survival[r, 0] != 0.0
         for k in range(lengths[r]):
             expected += survival[r, k]
+    shape = step_shape(policy, lengths, rows, columns, drafted)
     if policy.code == GOODPUT:
-        step_s = step_seconds(costs, tokens, rows, drafted, around)
+        step_s = step_seconds(costs, tokens, rows, drafted, around, shape)
     elif step_s != step_s and policy.code == NONE:
         context = rows * costs.context_reference_tokens
-        step_s = decode_step_seconds(costs, tokens, rows, 0, context)
+        step_s = decode_step_seconds(costs, tokens, rows, 0, context, shape)
     elif step_s != step_s:
-        step_s = _reference_step_s(costs, tokens, rows)
-    return step_s, expected, reason
+        step_s = _reference_step_s(costs, tokens, rows, shape)
+    return step_s, expected, reason, shape

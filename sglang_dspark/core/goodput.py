@@ -7,7 +7,8 @@ Law. A budget is worth its expected weighted tokens per second::
 
     (sum_r w_r + sum of w_r a_rk over the verified tokens) / T(R, M, drafted, context)
 
-where T prices the context that is really there and drafting for those drafted for. A draft is worth
+where T prices the context that is really there, drafting for those drafted for, and the shape of
+the step: verifying all that was drafted is uniform and needs no decision. A draft is worth
 its seconds at the rate of the whole cycle, the prefill steps until the next decode step included.
 Verifying less than everything, and drafting for fewer than everyone, need a predicted gain of at
 least ``min_gain``.
@@ -28,6 +29,8 @@ import numpy as np
 from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.costs.tables import (
     LEAST_CONTEXT_SHARE,
+    RAGGED,
+    UNIFORM,
     CostTables,
     decode_step_seconds,
     draft_seconds,
@@ -143,18 +146,28 @@ def fill_candidates(
 
 @compiled
 def step_seconds(
-    costs: CostTables, tokens: int, requests: int, drafted: int, around: Circumstances
+    costs: CostTables,
+    tokens: int,
+    requests: int,
+    drafted: int,
+    around: Circumstances,
+    shape: int,
 ) -> float:
     """Seconds of one decode step at the context that is really there."""
     context = around.context_tokens
     if context != context:
         context = requests * costs.context_reference_tokens
-    return decode_step_seconds(costs, tokens, requests, drafted, context)
+    return decode_step_seconds(costs, tokens, requests, drafted, context, shape)
 
 
 @compiled
 def cycle_seconds(
-    costs: CostTables, tokens: int, requests: int, drafted: int, around: Circumstances
+    costs: CostTables,
+    tokens: int,
+    requests: int,
+    drafted: int,
+    around: Circumstances,
+    shape: int,
 ) -> float:
     """Seconds of the step and of what every prefill step costs however short its prompts are.
 
@@ -163,7 +176,7 @@ def cycle_seconds(
     changes no comparison.
     """
     prefill_s = prefill_seconds(costs, 1, 0.0) + costs.host_s
-    step_s = step_seconds(costs, tokens, requests, drafted, around)
+    step_s = step_seconds(costs, tokens, requests, drafted, around, shape)
     return step_s + around.prefills_per_step * prefill_s
 
 
@@ -174,12 +187,16 @@ def priced_budget(
     total: int,
     requests: int,
     drafted: int,
+    columns: int,
     room: int,
     min_gain: float,
     around: Circumstances,
 ) -> tuple[int, float]:
     """(B, expected weighted tokens): all that fits, unless fewer gain ``min_gain`` in tokens per
-    second.
+    second, what deciding and a ragged step cost included.
+
+    B = R * K where everyone is drafted for and all is verified; where shapes have a price, tokens
+    that are no candidates included: that is the uniform step.
 
     ``candidates`` [total] are weighted survivals in descending order. The price is the step's
     alone. With the prefills of the cycle in it, a step would seem to pay for deeper tokens, whose
@@ -189,33 +206,52 @@ def priced_budget(
     base = 0.0
     for r in range(requests):
         base += around.weight[r]
-    step_s = step_seconds(costs, requests, requests, drafted, around)
+    everything = requests * columns
+    shape = RAGGED if drafted > 0 else UNIFORM
+    step_s = step_seconds(costs, requests, requests, drafted, around, shape)
     # The parts that do not depend on B are added up once: a step's price is one addition then.
-    last = costs.verify_s.size - 1
+    ragged_s = costs.ragged_s
+    last = ragged_s.size - 1
     extra_s = 0.0
     if around.context_tokens == around.context_tokens:
         extra_s = costs.context_s * (
             around.context_tokens - requests * costs.context_reference_tokens
         )
-    first_s = costs.verify_s[min(requests, last)]
+    first_s = ragged_s[min(requests, last)]
     rest_s = step_s - first_s - extra_s
     # Beyond the table, or with a context so short that a forward's floor holds, it is no sum.
     summed = requests + limit <= last and (1.0 - LEAST_CONTEXT_SHARE) * first_s + extra_s >= 0.0
+    if costs.ragged_floor_s > 0.0 or costs.overlapped_s > 0.0:
+        summed = False
     expected, best_expected = base, base
     best, best_rate = 0, base / step_s
     rate = best_rate
     for b in range(1, limit + 1):
         expected += candidates[b - 1]
-        if summed:
-            rate = expected / (rest_s + costs.verify_s[requests + b] + extra_s)
+        if b == everything:
+            rate = expected / step_seconds(costs, requests + b, requests, drafted, around, UNIFORM)
+        elif summed:
+            rate = expected / (rest_s + ragged_s[requests + b] + extra_s)
         else:
-            rate = expected / step_seconds(costs, requests + b, requests, drafted, around)
+            rate = expected / step_seconds(costs, requests + b, requests, drafted, around, RAGGED)
         if rate > best_rate:
             best_rate = rate
             best = b
             best_expected = expected
+    whole = limit
+    if (
+        costs.shaped
+        and limit < everything
+        and limit == total
+        and drafted == requests
+        and room >= everything
+    ):
+        tokens = requests + everything
+        uniform_rate = expected / step_seconds(costs, tokens, requests, drafted, around, UNIFORM)
+        if uniform_rate > rate:
+            whole, rate = everything, uniform_rate
     if best_rate < (1.0 + min_gain) * rate:
-        return limit, expected
+        return whole, expected
     return best, best_expected
 
 
@@ -238,11 +274,13 @@ def token_price(
     """
     if budget < total:
         return candidates[budget]
-    base_s = step_seconds(costs, requests, requests, 0, around)
+    total = max(total, budget)
+    base_s = step_seconds(costs, requests, requests, 0, around, UNIFORM)
     if total > 0:
-        return rate * (step_seconds(costs, requests + total, requests, 0, around) - base_s) / total
-    one = step_seconds(costs, 2 * requests, requests, 0, around) - base_s
-    every = step_seconds(costs, requests * (columns + 1), requests, 0, around) - base_s
+        all_s = step_seconds(costs, requests + total, requests, 0, around, UNIFORM)
+        return rate * (all_s - base_s) / total
+    one = step_seconds(costs, 2 * requests, requests, 0, around, UNIFORM) - base_s
+    every = step_seconds(costs, requests * (columns + 1), requests, 0, around, UNIFORM) - base_s
     return rate * min(one / requests, every / (requests * columns))
 
 
@@ -253,6 +291,7 @@ def choose_drafts(
     price: float,
     expected: float,
     rate: float,
+    uneven_s: float,
     min_gain: float,
     probe_rounds: int,
     around: Circumstances,
@@ -272,9 +311,9 @@ def choose_drafts(
     in tokens, on an exponential average: one draft tells little of the next, and the average of the
     worth is more than the worth of an average draft. Where that is less than its share of the
     drafting, seconds at ``rate``, it may be left out, if all that is lost to such requests is
-    ``min_gain`` of the step. Only the worst of each ``_AT_ONCE`` are, since their slots go to the
-    others and lower the price. Who is left out is drafted for again after ``probe_rounds`` steps,
-    sooner the less was missing.
+    ``min_gain`` of the step and ``uneven_s``, what leaving some out makes it dearer by. Only the
+    worst of each ``_AT_ONCE`` are, since their slots go to the others and lower the price. Who is
+    left out is drafted for again after ``probe_rounds`` steps, sooner the less was missing.
     """
     rows, columns = survival.shape
     draft_s = draft_seconds(costs, rows)
@@ -304,11 +343,11 @@ def choose_drafts(
     if drafted == 0 and evidence > 0:
         out[:rows] = oldest >= _PROBE_ALL * probe_rounds
         return
-    plain_rate = base / cycle_seconds(costs, rows, rows, 0, around)
+    plain_rate = base / cycle_seconds(costs, rows, rows, 0, around, UNIFORM)
     if plain_rate >= (1.0 + min_gain + 0.5 / rows) * rate:
         out[:rows] = False
         return
-    skip = losses > min_gain * expected
+    skip = losses > min_gain * expected + rate * uneven_s
     worst = 0.0
     if skip:
         for r in range(rows):
@@ -342,7 +381,7 @@ def goodput_budget(
     drafted = fill_candidates(survival, stale_survival, around, work.prior, ranked)
     total = sort_candidates(ranked, work.values, work.counts)
     budget, expected = priced_budget(
-        costs, work.values, total, rows, drafted, room, policy.min_gain, around
+        costs, work.values, total, rows, drafted, columns, room, policy.min_gain, around
     )
     return budget, expected, total, drafted
 
@@ -364,12 +403,22 @@ def plan_goodput(
     budget, expected, total, drafted = goodput_budget(
         policy, costs, survival, stale_survival, around, room, work
     )
-    rate = expected / cycle_seconds(costs, rows + budget, rows, drafted, around)
+    whole = drafted == 0 or budget == rows * columns
+    tokens = rows + budget
+    shape = UNIFORM if whole else RAGGED
+    rate = expected / cycle_seconds(costs, tokens, rows, drafted, around, shape)
+    uneven_s = 0.0
+    if budget >= total:
+        uneven_s = step_seconds(costs, tokens, rows, drafted, around, RAGGED)
+        uneven_s -= step_seconds(costs, tokens, rows, drafted, around, UNIFORM)
     price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
     choose_drafts(
-        costs, survival, price, expected, rate, policy.min_gain, policy.probe_rounds, around,
-        work.notes, work.values, work.shuffled, work.draft_next,
+        costs, survival, price, expected, rate, uneven_s, policy.min_gain, policy.probe_rounds,
+        around, work.notes, work.values, work.shuffled, work.draft_next,
     )  # fmt: skip
+    if costs.shaped and budget == rows * columns:
+        work.lengths[:rows] = columns
+        return EXHAUSTED
     ranked = work.weighted[:rows, :columns]
     for r in range(rows):
         for k in range(columns):

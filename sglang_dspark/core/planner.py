@@ -41,6 +41,7 @@ def compile_policy(
         drafts=policy.drafts,
         chooses_drafts=policy.chooses_drafts,
         as_sglang=policy.as_sglang,
+        reads_confidences=policy.reads_confidences,
         **fields,
     )
 
@@ -115,8 +116,16 @@ class Planner:
         rows = logits.shape[0]
         self._check_fits(rows, logits.shape[1])
         work = self._work
+        if self.verifies_whole(budget, rows):
+            return np.full(rows, self.gamma)
         assign_slots(self.survival(logits), budget, work.lengths, work.values, work.counts)
         return work.lengths[:rows].copy()
+
+    def verifies_whole(self, budget: int, requests: int) -> bool:
+        """Whether everyone verifies everything, the hopeless tokens too: ``goodput`` with prices
+        that make a uniform step cheaper than leaving those out."""
+        everything = requests * self.gamma
+        return self.policy.chooses_drafts and self.costs.shaped and budget == everything
 
     def _check_fits(self, rows: int, gamma: int) -> None:
         if gamma != self.gamma or rows > self.max_requests:
@@ -130,7 +139,7 @@ class Planner:
         rows = state.requests
         self._check_fits(rows, state.gamma)
         survival, stale = self.survival(state.logits), self.survival(state.stale_logits)
-        step_s, expected, reason = decide(
+        step_s, expected, reason, _ = decide(
             self.policy_tables,
             self.costs,
             survival,

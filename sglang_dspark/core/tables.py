@@ -28,6 +28,7 @@ class PolicyTables(NamedTuple):
     drafts: bool
     chooses_drafts: bool
     as_sglang: bool
+    reads_confidences: bool
     length: int
     """Draft tokens of every request, under a policy that reads no confidences."""
     threshold: float

@@ -321,7 +321,7 @@ def plan_and_time(
         float(context),
         state.prefills_per_step,
     )
-    predicted_s, expected, reason = decide(
+    predicted_s, expected, reason, shape = decide(
         policy,
         belief,
         memory.survival[:requests],
@@ -336,7 +336,7 @@ def plan_and_time(
     drafted = requests if policy.drafts else 0
     if policy.chooses_drafts:
         drafted = _take_choice(memory, work)
-    step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context))
+    step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context), shape)
     return tokens, step_s, predicted_s, expected, reason
 
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.schema import PricedDrafter, Provenance
-from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.core.costs.tables import RAGGED, UNIFORM, decode_step_seconds
 from sglang_dspark.files import make_folder, write_json
 from sglang_dspark.logs.acceptance_log import write_rounds
 from sglang_dspark.logs.records import StepRecord
@@ -82,16 +82,18 @@ def exploration(log: Logged, fit: CensoredFit, model: CostModel) -> Exploration:
     most_tokens = int(log.times.requests.max()) * (len(column) + 1)
     tables = model.tables(most_tokens, int(log.times.requests.max()))
     as_was = in_full = 0.0
-    for requests, drafted, tokens, context in zip(
+    for requests, drafted, tokens, context, uniform in zip(
         log.times.requests.tolist(),
         log.times.drafted.tolist(),
         log.times.tokens.tolist(),
         log.times.context_tokens.tolist(),
+        log.times.uniform.tolist(),
         strict=True,
     ):
         full = requests + drafted * len(column)
-        as_was += decode_step_seconds(tables, tokens, requests, drafted, float(context))
-        in_full += decode_step_seconds(tables, full, requests, drafted, float(context))
+        shape = UNIFORM if uniform else RAGGED
+        as_was += decode_step_seconds(tables, tokens, requests, drafted, float(context), shape)
+        in_full += decode_step_seconds(tables, full, requests, drafted, float(context), UNIFORM)
     committed = float(log.times.requests.sum() + log.rounds.accepted.sum())
     more = float((survival.sum(axis=1) - log.rounds.accepted).sum())
     mixed = (committed + share * more) / (as_was + share * (in_full - as_was))

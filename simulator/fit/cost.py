@@ -2,10 +2,11 @@
 
 Law fitted, seconds of one decode step from the end of the last one, of R requests, M computed
 tokens and C context tokens:
-    draft(R drafted) + bias + alpha(R) + theta(M) + context C + host
-with alpha, theta and draft piecewise linear and never decreasing, and host the time between two
-steps that no part of them explains. A prefill is what a gap between two decode steps holds beyond
-that when new requests joined, and ``prefill``'s to price.
+    draft(R drafted) + bias + alpha(R) + theta(M) + context C + ragged + host
+with alpha, theta and draft piecewise linear and never decreasing, ragged the seconds of a step that
+is not uniform, where the log has both, and host the time between two steps that no part of them
+explains. What deciding costs is inside: a log has one policy. A prefill is what a gap between two
+decode steps holds beyond that when new requests joined, and ``prefill``'s to price.
 
 How curves and prices are found is ``core.costs.fit``'s; owns which times speak for which part.
 Knows no file, no log and no policy.
@@ -31,6 +32,7 @@ from sglang_dspark.core.costs.schema import (
     HostCost,
     PrefillCost,
     Provenance,
+    RaggedCost,
     ValidRange,
 )
 from simulator.fit.prefill import LEAST_GAPS, Gaps, PrefillFit, fit_prefill
@@ -184,6 +186,13 @@ def fit_cost(times: StepTimes, *, gamma: int, name: str, provenance: Provenance)
         graphs=GraphTiers(
             tiers_tokens=(), beyond_last_s=0.0, origin="measured", note="steps as they were"
         ),
+        ragged=RaggedCost(
+            step_s=round(target.ragged_s * factor, 9),
+            origin="measured",
+            note="beyond uniform steps of as many tokens in the same log",
+        )
+        if target.ragged_s > 0
+        else None,
         context=ContextCost(
             token_s=round(context_s, 12), reference_tokens=reference, origin="measured"
         )
@@ -208,6 +217,7 @@ class _Target:
     token_knots: Floats
     theta_s: Floats
     context_s: float
+    ragged_s: float
 
     def at(self, requests: Floats, times: StepTimes) -> Floats:
         """Seconds of every step; contexts beyond the least a request can have are priced apart."""
@@ -216,6 +226,7 @@ class _Target:
             + _curve(requests, self.request_knots, self.alpha_s)
             + _curve(times.tokens.astype(np.float64), self.token_knots, self.theta_s)
             + self.context_s * times.context_tokens
+            + self.ragged_s * ~times.uniform
         )
 
 
@@ -239,10 +250,12 @@ def _fit_target(times: StepTimes, plain: Bools, lost: list[str]) -> _Target:
     requests, tokens = times.requests[plain], times.tokens[plain]
     request_knots, token_knots = _knots(requests), _knots(tokens)
     many = requests.astype(np.float64)
+    ragged = ~times.uniform[plain]
+    shapes = (ragged.astype(np.float64),) if _both(times.uniform[plain]) else ()
     parts = fit_parts(
         times.target_s[plain],
         curves=((many, request_knots), (tokens.astype(np.float64), token_knots)),
-        slopes=(times.context_tokens[plain].astype(np.float64),),
+        slopes=(times.context_tokens[plain].astype(np.float64), *shapes),
         loss=mean_rises,
     )
     others = np.concatenate((np.ones((len(requests), 1)), hinges(many, request_knots)), axis=1)
@@ -261,6 +274,7 @@ def _fit_target(times: StepTimes, plain: Bools, lost: list[str]) -> _Target:
         token_knots=token_knots,
         theta_s=from_zero(parts.rises_s[1]),
         context_s=parts.slopes_s[0],
+        ragged_s=parts.slopes_s[1] if shapes else 0.0,
     )
 
 
@@ -347,7 +361,12 @@ def _fit_error(times: StepTimes, plain: Bools, measured: Floats, fitted: Floats)
     )
 
 
+def _both(uniform: Bools) -> bool:
+    """Whether both shapes are there often enough to be told apart."""
+    return bool(min(uniform.sum(), (~uniform).sum()) >= _LEAST)
+
+
 def _shape_ratio(uniform: Bools, ratio: Floats) -> float | None:
-    if min(uniform.sum(), (~uniform).sum()) < _LEAST:
+    if not _both(uniform):
         return None
     return float(np.median(ratio[uniform]) / np.median(ratio[~uniform]))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.core.costs.tables import RAGGED, UNIFORM, decode_step_seconds
 from sglang_dspark.logs.records import StepRecord
 from simulator.fit.gaps import step_times
 
@@ -26,7 +26,9 @@ def drift(steps: Sequence[StepRecord], model: CostModel) -> float:
     tables = model.tables(int(times.tokens.max()), int(times.requests.max()))
     plain = np.isfinite(times.gap_s)
     took_s = (times.draft_s + times.target_s + times.gap_s)[plain].sum()
-    columns = (times.tokens, times.requests, times.drafted, times.context_tokens.astype(float))
+    shape = np.where(times.uniform, UNIFORM, RAGGED)
+    context = times.context_tokens.astype(float)
+    columns = (times.tokens, times.requests, times.drafted, context, shape)
     says_s = sum(
         decode_step_seconds(tables, *size)
         for size in zip(*(column[plain].tolist() for column in columns), strict=True)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
+from sglang_dspark.core.costs.tables import DECIDED, RAGGED, CostTables, decode_step_seconds
 from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import Circumstances
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import STOP_REASONS, Floats
-from sglang_dspark.core.tables import GOODPUT, NONE, SGLANG, PolicyTables, make_workspace
+from sglang_dspark.core.tables import FIXED, GOODPUT, NONE, SGLANG, PolicyTables, make_workspace
 
 PLENTY = 2**40
 
@@ -40,6 +40,7 @@ def costs_of(verify_s: Any, **fields: Any) -> CostTables:
         "measured_tokens": verify_s.size - 1,
         "measured_requests": 64,
     }
+    values |= {"ragged_s": verify_s, "ragged_slope_s": values["verify_slope_s"]}
     return CostTables(**{**values, **fields})
 
 
@@ -50,6 +51,7 @@ def policy_of(code: int, **fields: Any) -> PolicyTables:
         "drafts": code != NONE,
         "chooses_drafts": code == GOODPUT,
         "as_sglang": code == SGLANG,
+        "reads_confidences": code not in (NONE, FIXED),
         "length": 64,
         "threshold": 0.0,
         "table": 0,
@@ -97,7 +99,7 @@ def decided(
     survival = np.ascontiguousarray(survival)
     stale = survival if stale is None else np.ascontiguousarray(stale)
     around = around_of(survival.shape[0], **fields)
-    step_s, expected, reason = decide(policy, costs, survival, stale, around, room, work)
+    step_s, expected, reason, _ = decide(policy, costs, survival, stale, around, room, work)
     return work.lengths[: survival.shape[0]].tolist(), step_s, expected, STOP_REASONS[reason]
 
 
@@ -123,7 +125,8 @@ def throughput(costs: CostTables, survival: Floats, budget: int) -> float:
     requests = survival.shape[0]
     best = [survival[t] for t in in_order(survival)[:budget]]
     context = requests * costs.context_reference_tokens
-    step_s = decode_step_seconds(costs, requests + budget, requests, requests, context)
+    shape = RAGGED if budget < survival.size else DECIDED
+    step_s = decode_step_seconds(costs, requests + budget, requests, requests, context, shape)
     # Added in the order the policies add, so that exact ties stay exact.
     return float(sum(best, start=float(requests)) / step_s)
 

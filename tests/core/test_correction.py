@@ -30,6 +30,7 @@ from sglang_dspark.core.correction import (
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.costs.sglang_tables import SpsTable, from_sps
 from sglang_dspark.core.costs.tables import (
+    UNIFORM,
     CostTables,
     decode_step_seconds,
     draft_seconds,
@@ -60,7 +61,7 @@ def predicted_seconds(costs: CostTables, outcome: Outcome) -> Floats:
     rows = outcome.lengths.size
     drafted = int(np.count_nonzero(outcome.logits[:, 0] != -np.inf))
     context = float(outcome.context_tokens)
-    verify_s = verify_seconds(costs, outcome.computed_tokens, rows, context)
+    verify_s = verify_seconds(costs, outcome.computed_tokens, rows, context, UNIFORM)
     return np.array([draft_seconds(costs, drafted), verify_s, costs.host_s])
 
 
@@ -364,7 +365,7 @@ def test_exploration_goes_round_by_counting_and_costs_what_it_says() -> None:
         tokens = found.step_tokens
         assert tokens - usual.step_tokens <= GAMMA
         context = 8 * TABLES.context_reference_tokens
-        priced = decode_step_seconds(planner.costs, tokens, 8, 8, context)
+        priced = decode_step_seconds(planner.costs, tokens, 8, 8, context, UNIFORM)
         assert found.predicted_step_s == priced
         survival = planner.survival(state.logits)
         wanted = 8 + sum(survival[r, :n].sum() for r, n in enumerate(found.lengths))

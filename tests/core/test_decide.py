@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
+from sglang_dspark.core.costs.tables import UNIFORM, CostTables, decode_step_seconds
 from sglang_dspark.core.decide import best_budget, decide
 from sglang_dspark.core.ranking import SURVIVAL_FLOOR
 from sglang_dspark.core.state import Floats
@@ -153,7 +153,9 @@ def test_a_large_batch_gets_the_first_best_budget_of_all(seed: int, rows: int, r
     most = min(total, room)
     expected = np.cumsum([float(rows), *candidates[:most]])
     rates = expected / verify_s[rows : rows + most + 1]
-    assert best_budget(costs_of(verify_s), candidates, total, rows, room) == int(np.argmax(rates))
+    assert best_budget(costs_of(verify_s), candidates, total, rows, 7, room) == int(
+        np.argmax(rates)
+    )
 
 
 @pytest.mark.example
@@ -219,7 +221,7 @@ def test_predictions_are_the_price_and_the_survival_of_the_plan(
         if policy.code == GOODPUT:  # it prices drafting for those drafted for
             drafted = int((survival[:, 0] > 0.0).sum())
         tokens = rows + sum(lengths)
-        assert step_s == decode_step_seconds(costs, tokens, rows, drafted, context)
+        assert step_s == decode_step_seconds(costs, tokens, rows, drafted, context, UNIFORM)
         sums = [survival[r, :length].sum() for r, length in enumerate(lengths)]
         assert expected == pytest.approx(rows + sum(sums), rel=1e-12)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
-from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.core.costs.tables import UNIFORM, decode_step_seconds
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import (
     POLICIES,
@@ -120,7 +120,7 @@ def test_the_predicted_step_is_priced_like_any_step(planner: Planner, state: Bat
     if planner.policy.chooses_drafts:  # it prices what is really there
         drafted = int((state.logits[:, 0] > -np.inf).sum())
         context = float(state.context_tokens.sum())
-    price = decode_step_seconds(costs, plan.step_tokens, rows, drafted, context)
+    price = decode_step_seconds(costs, plan.step_tokens, rows, drafted, context, UNIFORM)
     assert plan.predicted_step_s == price
 
 

@@ -1,12 +1,13 @@
 """``CostModel``: what one serving step costs on one replica, as a file states it.
 
-Owns the file format as a whole (schemas 1 and 2), the choice of kind and the way to ``CostTables``.
+Owns the file format as a whole (schemas 1 to 3), the choice of kind and the way to ``CostTables``.
 The parts are in ``schema``, the formulas of kind ``roofline`` in ``roofline``, the pricing of a
 step in ``tables``. Knows no policy and no clock.
 
 A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
 ``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may
-leave those out: they are derived from its config and data sheet. Schema 2 added ``drafter``.
+leave those out: they are derived from its config and data sheet. Schema 2 added ``drafter``;
+schema 3 the shapes of a step, ``ragged`` and ``adaptive``, and ``overlapped``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from sglang_dspark.core.costs.curve import Curve, additive_curve, roofline_curve, table_curve
 from sglang_dspark.core.costs.roofline import RooflineCost
 from sglang_dspark.core.costs.schema import (
+    AdaptiveCost,
     AdditiveCost,
     ContextCost,
     DraftCost,
@@ -33,9 +35,11 @@ from sglang_dspark.core.costs.schema import (
     GraphTiers,
     HostCost,
     Memory,
+    OverlappedCost,
     PrefillCost,
     PricedDrafter,
     Provenance,
+    RaggedCost,
     StepTable,
     ValidRange,
     Watts,
@@ -44,8 +48,9 @@ from sglang_dspark.core.costs.schema import (
 from sglang_dspark.core.costs.tables import CostTables
 from sglang_dspark.files import atomic_write, decode_record, did_you_mean, read_json
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
+SCHEMA_VERSION = 3
+READABLE = (1, 2, 3)
+_SINCE = {"drafter": 2, "overlapped": 3, "ragged": 3, "adaptive": 3}
 KINDS = ("table", "additive", "roofline")
 SHIPPED = Path(__file__).parents[2] / "cost_models"
 
@@ -55,7 +60,7 @@ class CostModel:
     """Seconds, bytes and watts of one replica; ``ValueError`` when it contradicts itself."""
 
     schema_version: int
-    """2, or 1 for a file without ``drafter``."""
+    """3, or less for a file without the blocks that came later."""
     name: str
     """By which reports and results call it."""
     kind: str
@@ -73,6 +78,12 @@ class CostModel:
     """None without a drafter, or when drafting is inside the forward's times."""
     prefill: PrefillCost | None = None
     host: HostCost | None = None
+    overlapped: OverlappedCost | None = None
+    """None: no host time is known beside the device's."""
+    ragged: RaggedCost | None = None
+    """None: a ragged step costs what a uniform one does."""
+    adaptive: AdaptiveCost | None = None
+    """None: deciding costs nothing."""
     graphs: GraphTiers | None = None
     context: ContextCost | None = None
     """None: the context's length changes nothing."""
@@ -84,10 +95,13 @@ class CostModel:
         if self.schema_version not in READABLE:
             raise ValueError(
                 f"schema_version {self.schema_version} is not known; this release reads "
-                f"{' and '.join(map(str, READABLE))}: rewrite the file or upgrade"
+                f"{', '.join(map(str, READABLE))}: rewrite the file or upgrade"
             )
-        if self.schema_version == 1 and self.drafter is not None:
-            raise ValueError("the 'drafter' block is one of schema 2; set schema_version to 2")
+        for block, since in _SINCE.items():
+            if getattr(self, block) is not None and self.schema_version < since:
+                raise ValueError(
+                    f"the {block!r} block is one of schema {since}; set schema_version to {since}"
+                )
         if not self.name.strip():
             raise ValueError("the cost model's name is empty; give it one")
         check_choice("kind", self.kind, KINDS)
@@ -174,14 +188,31 @@ class CostModel:
 
     @functools.cached_property
     def verify_curve(self) -> Curve:
-        """Seconds of the target's forward by tokens, at the reference context."""
+        """Seconds of the target's forward by tokens, at the reference context, in one shape."""
         assert self.graphs is not None
+        return self._forward_curve(self.graphs)
+
+    def _forward_curve(self, graphs: GraphTiers) -> Curve:
         if self.table is not None:
-            return table_curve(self.table, self.graphs)
+            return table_curve(self.table, graphs)
         if self.additive is not None:
-            return additive_curve(self.additive, self.graphs)
+            return additive_curve(self.additive, graphs)
         assert self.roofline is not None
-        return roofline_curve(self.roofline, self.graphs, self.valid_range.tokens[1])
+        return roofline_curve(self.roofline, graphs, self.valid_range.tokens[1])
+
+    @functools.cached_property
+    def ragged_curve(self) -> Curve:
+        """As ``verify_curve``, of a ragged step and without its floor."""
+        if self.ragged is None:
+            return self.verify_curve
+        assert self.graphs is not None
+        tiers = self.ragged.tiers_tokens
+        graphs = self.graphs
+        if tiers is not None:
+            beyond_s = graphs.beyond_last_s if tiers else 0.0
+            graphs = dataclasses.replace(graphs, tiers_tokens=tiers, beyond_last_s=beyond_s)
+        curve = self._forward_curve(graphs)
+        return dataclasses.replace(curve, seconds=curve.seconds + self.ragged.step_s)
 
     @functools.cached_property
     def request_curve(self) -> Curve | None:
@@ -215,6 +246,7 @@ class CostModel:
         assert self.prefill is not None
         assert self.host is not None
         verify_s, verify_slope_s = self.verify_curve.dense(max_tokens)
+        ragged_s, ragged_slope_s = self.ragged_curve.dense(max_tokens)
         nothing = np.zeros(max_requests + 1), 0.0
         request_s, request_slope_s = (
             self.request_curve.dense(max_requests) if self.request_curve else nothing
@@ -235,9 +267,16 @@ class CostModel:
             prefill_token_s=float(self.prefill.token_s),
             prefill_pair_s=float(self.prefill.pair_s),
             host_s=float(self.host.step_s),
+            ragged_s=ragged_s,
+            ragged_slope_s=ragged_slope_s,
             measured_tokens=self.valid_range.tokens[1],
             measured_requests=self.valid_range.requests[1],
             prefill_floor_s=float(self.prefill.floor_s),
+            ragged_floor_s=float(self.ragged.floor_s) if self.ragged else 0.0,
+            adaptive_s=float(self.adaptive.step_s) if self.adaptive else 0.0,
+            adaptive_request_s=float(self.adaptive.request_s) if self.adaptive else 0.0,
+            overlapped_s=float(self.overlapped.step_s) if self.overlapped else 0.0,
+            shaped=self.ragged is not None or self.adaptive is not None,
         )
 
     @functools.cached_property

@@ -252,6 +252,67 @@ class HostCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OverlappedCost:
+    """Host seconds per step beside the device's work: a decode step takes at least as long; since
+    schema 3."""
+
+    step_s: float
+    origin: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("origin", self.origin, ORIGINS)
+        check_least("overlapped step_s", self.step_s, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaggedCost:
+    """The forward of a step whose requests verify different numbers of tokens; since schema 3.
+
+    max(floor, the forward padded to ``tiers_tokens`` + step). Without the block such a step costs
+    what a uniform one of as many tokens costs, which is replayed from a graph.
+    """
+
+    origin: str
+    tiers_tokens: tuple[int, ...] | None = None
+    """Token counts with a captured graph for such steps. Absent: those of ``graphs``; empty: none,
+    it runs eagerly and unpadded, but for a staircase between a table's probes."""
+    floor_s: float = 0.0
+    """Least seconds: an eager forward takes what the host needs to launch it."""
+    step_s: float = 0.0
+    """Seconds added to each."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("origin", self.origin, ORIGINS)
+        check_least("ragged floor_s", self.floor_s, 0.0)
+        check_least("ragged step_s", self.step_s, 0.0)
+        if self.tiers_tokens:
+            zeros = [0.0] * len(self.tiers_tokens)
+            check_probes(self.tiers_tokens, zeros, unit="ragged tiers_tokens", name="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveCost:
+    """What deciding the lengths in each step costs beyond a fixed length; since schema 3.
+
+    The host's wait for the confidences, the layout of the batch, and what can no longer be folded
+    into a graph: step + request * R seconds of every step in which a policy decides.
+    """
+
+    step_s: float
+    origin: str
+    request_s: float = 0.0
+    """Seconds of each request."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("origin", self.origin, ORIGINS)
+        check_least("adaptive step_s", self.step_s, 0.0)
+        check_least("adaptive request_s", self.request_s, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphTiers:
     """Token counts with a captured CUDA graph; a step is padded to the next, or runs eagerly."""
 

@@ -28,7 +28,7 @@ from sglang_dspark.core.costs.schema import (
     StepTable,
     ValidRange,
 )
-from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.core.costs.tables import RAGGED, decode_step_seconds
 from sglang_dspark.files import atomic_write, decode_record, read_json
 
 Floats = npt.NDArray[np.float64]
@@ -154,8 +154,9 @@ def to_sps(model: CostModel, gamma: int) -> SpsTable:
     """What SGLang's profiler would write for this model.
 
     Probes stand at the captured graph tiers, at most 64 of them, evenly thinned. Each is a whole
-    decode step at the reference context in which every request verifies its full block:
-    verify(m) + draft(ceil(m / (gamma + 1))) + host.
+    decode step at the reference context, of the ragged shape that its planner chooses among, with
+    as few requests as have so many tokens:
+    verify(m) + draft(ceil(m / (gamma + 1))) + adaptive + host.
     """
     if gamma < 1:
         raise ValueError(f"draft length {gamma} must be at least 1")
@@ -164,7 +165,7 @@ def to_sps(model: CostModel, gamma: int) -> SpsTable:
     tables = model.tables(sizes[-1], full[-1])
     reference = tables.context_reference_tokens
     pairs = zip(sizes, full, strict=True)
-    seconds = [decode_step_seconds(tables, m, r, r, r * reference) for m, r in pairs]
+    seconds = [decode_step_seconds(tables, m, r, r, r * reference, RAGGED) for m, r in pairs]
     return SpsTable(
         sample_batch_tokens=tuple(sizes),
         sample_steps_per_sec=tuple(1.0 / s for s in seconds),
@@ -184,13 +185,19 @@ def to_additive(model: CostModel) -> SpsAdditiveTable:
         sizes = _probe_sizes(model, model.draft.gamma + 1 if model.draft else 1)
     sizes = _thinned(sizes)
     tables = model.tables(sizes[-1], requests[-1])
-    smallest = float(tables.verify_s[sizes[0]])
+    forward_s = np.maximum(tables.ragged_s, tables.ragged_floor_s)
+    smallest = float(forward_s[sizes[0]])
+    each_s = (
+        tables.draft_s
+        + tables.request_s
+        + tables.adaptive_request_s * np.arange(tables.draft_s.size)
+    )
     return SpsAdditiveTable(
-        bias_seconds=smallest + tables.host_s,
+        bias_seconds=smallest + tables.host_s + tables.adaptive_s,
         bs_probes=tuple(requests),
-        alpha_seconds=tuple(float(tables.draft_s[r] + tables.request_s[r]) for r in requests),
+        alpha_seconds=tuple(float(each_s[r]) for r in requests),
         m_probes=tuple(sizes),
-        theta_seconds=tuple(float(tables.verify_s[m] - smallest) for m in sizes),
+        theta_seconds=tuple(float(forward_s[m] - smallest) for m in sizes),
     )
 
 

@@ -15,6 +15,11 @@ from sglang_dspark.core.compiled import compiled
 
 Floats = npt.NDArray[np.float64]
 
+UNIFORM, DECIDED, RAGGED = range(3)
+"""The shape of a step. ``UNIFORM``: all requests verify equally many tokens, and nobody looked at a
+confidence for it. ``DECIDED``: somebody did, and all verify all that was drafted. ``RAGGED``: some
+verify less than was drafted, or than others."""
+
 LEAST_CONTEXT_SHARE = 0.25
 """A context shorter than the reference never takes more than three quarters off a forward."""
 
@@ -46,12 +51,27 @@ class CostTables(NamedTuple):
     """Seconds per attended pair: new tokens times the tokens before them."""
     host_s: float
     """Host seconds per step that the GPU waits for."""
+    ragged_s: Floats
+    """[M+1] as ``verify_s`` for a ragged step; the same where the model knows no difference."""
+    ragged_slope_s: float
+    """Seconds per token beyond M of a ragged step."""
     measured_tokens: int
     """Largest step, in tokens, that the model vouches for."""
     measured_requests: int
     """Most requests in a step that the model vouches for."""
     prefill_floor_s: float = 0.0
     """Least seconds of a prefill step: reading the weights, however short the prompt."""
+    ragged_floor_s: float = 0.0
+    """Least seconds of a ragged step's forward: launching it from the host."""
+    adaptive_s: float = 0.0
+    """Seconds of every step whose lengths are decided in it."""
+    adaptive_request_s: float = 0.0
+    """Seconds of each of its requests."""
+    overlapped_s: float = 0.0
+    """Host seconds per step beside the device: what a decode step takes at least, but for
+    ``host_s``."""
+    shaped: bool = False
+    """Whether a step's shape, or deciding it, has a price."""
 
 
 @compiled
@@ -64,18 +84,32 @@ def _read(values: Floats, slope: float, index: int) -> float:
 
 
 @compiled
-def verify_seconds(tables: CostTables, tokens: int, requests: int, context_tokens: float) -> float:
+def verify_seconds(
+    tables: CostTables, tokens: int, requests: int, context_tokens: float, shape: int
+) -> float:
     """Seconds of one target forward over ``tokens`` of ``requests``.
 
     ``context_tokens`` is the sum over the requests. Zero for zero tokens; never below a quarter of
-    the forward at the reference context.
+    the forward at the reference context, nor, if ragged, below ``ragged_floor_s``.
     """
     if tokens <= 0:
         return 0.0
-    forward = _read(tables.verify_s, tables.verify_slope_s, tokens)
+    if shape == RAGGED:
+        forward = _read(tables.ragged_s, tables.ragged_slope_s, tokens)
+    else:
+        forward = _read(tables.verify_s, tables.verify_slope_s, tokens)
     extra = context_tokens - requests * tables.context_reference_tokens
     priced = max(forward + tables.context_s * extra, LEAST_CONTEXT_SHARE * forward)
-    return priced + _read(tables.request_s, tables.request_slope_s, requests)
+    priced += _read(tables.request_s, tables.request_slope_s, requests)
+    return max(priced, tables.ragged_floor_s) if shape == RAGGED else priced
+
+
+@compiled
+def adaptive_seconds(tables: CostTables, requests: int, shape: int) -> float:
+    """What deciding a step's lengths costs, beside reading confidences that are there anyway."""
+    if shape == UNIFORM:
+        return 0.0
+    return tables.adaptive_s + tables.adaptive_request_s * requests
 
 
 @compiled
@@ -98,8 +132,17 @@ def prefill_seconds(tables: CostTables, new_tokens: int, attended_pairs: float) 
 
 @compiled
 def decode_step_seconds(
-    tables: CostTables, tokens: int, requests: int, drafted: int, context_tokens: float
+    tables: CostTables,
+    tokens: int,
+    requests: int,
+    drafted: int,
+    context_tokens: float,
+    shape: int,
 ) -> float:
-    """Seconds of one decode step: verify ``tokens`` of ``requests``, draft for ``drafted``."""
-    verify = verify_seconds(tables, tokens, requests, context_tokens)
-    return verify + draft_seconds(tables, drafted) + tables.host_s
+    """Seconds of one decode step: verify ``tokens`` of ``requests``, draft for ``drafted``.
+
+    verify + draft + adaptive, at least ``overlapped_s``, and ``host_s``.
+    """
+    verify = verify_seconds(tables, tokens, requests, context_tokens, shape)
+    device = verify + draft_seconds(tables, drafted) + adaptive_seconds(tables, requests, shape)
+    return max(device, tables.overlapped_s) + tables.host_s

@@ -172,8 +172,9 @@ class Decider:
         policy = self.planner.policy
         if decision.lengths is not None:
             return torch.from_numpy(decision.lengths).to(device, non_blocking=True)
-        if not policy.reads_confidences:
-            each = self.planner.policy_tables.length
+        whole = self.planner.verifies_whole(budget, rows)
+        if whole or not policy.reads_confidences:
+            each = self.planner.gamma if whole else self.planner.policy_tables.length
             return torch.full((rows,), each, dtype=torch.int64, device=device)
         if not self.planner.decides_early:
             raise ValueError(f"policy {policy.name} has assigned no lengths; plan the step first")

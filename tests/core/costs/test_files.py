@@ -52,7 +52,7 @@ def changed(keys: str, new: Any) -> dict[str, Any]:
 
 
 WRONG = [
-    ("schema_version", 3, "schema_version 3 is not known; this release reads 1 and 2"),
+    ("schema_version", 4, "schema_version 4 is not known; this release reads 1, 2, 3"),
     ("schema_version", 1, "the 'drafter' block is one of schema 2; set schema_version to 2"),
     ("drafter.name", " ", "drafter name is empty; write whose drafting the model prices"),
     ("drafter.acceptance", "", "drafter acceptance is empty; name a profile, or leave the key"),

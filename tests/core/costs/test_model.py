@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.model import CostModel, decode_cost_model, load_cost_model
 from sglang_dspark.core.costs.tables import (
+    UNIFORM,
     decode_step_seconds,
     draft_seconds,
     prefill_seconds,
@@ -115,8 +116,8 @@ def test_a_step_adds_up_its_parts() -> None:
     )
     tables = model.tables(4, 2)
     forward = 0.02 + 1e-6 * (350 - 200)
-    assert verify_seconds(tables, 2, 2, 350.0) == pytest.approx(forward)
-    step = decode_step_seconds(tables, 2, 2, 1, 350.0)
+    assert verify_seconds(tables, 2, 2, 350.0, UNIFORM) == pytest.approx(forward)
+    step = decode_step_seconds(tables, 2, 2, 1, 350.0, UNIFORM)
     assert step == pytest.approx(forward + 0.001 + 0.0005)
 
 
@@ -124,7 +125,7 @@ def test_a_step_adds_up_its_parts() -> None:
 def test_a_short_context_leaves_at_least_a_quarter_of_the_forward() -> None:
     context = {"token_s": 1e-3, "reference_tokens": 1000, "origin": "measured"}
     tables = model_of(context=context).tables(4, 4)
-    assert verify_seconds(tables, 4, 4, 0.0) == 0.25 * 0.05
+    assert verify_seconds(tables, 4, 4, 0.0, UNIFORM) == 0.25 * 0.05
 
 
 @pytest.mark.example
@@ -140,7 +141,7 @@ def test_prefill_is_linear_in_tokens_and_pairs_above_its_floor() -> None:
 def test_nothing_drafted_and_nothing_verified_cost_nothing() -> None:
     tables = load_cost_model("h200-qwen3-14b-analytic").tables(64, 8)
     assert draft_seconds(tables, 0) == 0.0
-    assert verify_seconds(tables, 0, 0, 0.0) == 0.0
+    assert verify_seconds(tables, 0, 0, 0.0, UNIFORM) == 0.0
 
 
 @pytest.mark.example
@@ -208,7 +209,7 @@ def test_an_additive_model_equals_its_formula(
     tables = model.tables(most, requests)
     for m, r in ((1, 1), (most, requests), ((most + 1) // 2, (requests + 1) // 2)):
         formula = bias + np.interp(r, *alpha) + np.interp(m, *theta)
-        assert verify_seconds(tables, m, r, 0.0) == pytest.approx(formula, rel=1e-12)
+        assert verify_seconds(tables, m, r, 0.0, UNIFORM) == pytest.approx(formula, rel=1e-12)
 
 
 @st.composite
@@ -256,9 +257,9 @@ def test_beyond_the_last_probe_no_step_is_cheaper_per_token_than_on_average(
     for most in (last, 400):
         tables = model.tables(most, 1)
         for m in (last + beyond, padded + beyond):
-            assert verify_seconds(tables, m, 1, 0.0) >= last_s / last * m * (1 - 1e-12)
-        after = verify_seconds(tables, padded + beyond + 1, 1, 0.0)
-        assert after > verify_seconds(tables, padded + beyond, 1, 0.0)
+            assert verify_seconds(tables, m, 1, 0.0, UNIFORM) >= last_s / last * m * (1 - 1e-12)
+        after = verify_seconds(tables, padded + beyond + 1, 1, 0.0, UNIFORM)
+        assert after > verify_seconds(tables, padded + beyond, 1, 0.0, UNIFORM)
 
 
 @pytest.mark.law
@@ -268,7 +269,7 @@ def test_a_shorter_table_never_prices_a_step_below_a_longer_one(
     model: CostModel, short: int, beyond: int
 ) -> None:
     long = model.tables(short + beyond, 1)
-    price = verify_seconds(model.tables(short, 1), short + beyond, 1, 0.0)
+    price = verify_seconds(model.tables(short, 1), short + beyond, 1, 0.0, UNIFORM)
     assert price >= long.verify_s[short + beyond] * (1 - 1e-12)
 
 
@@ -283,8 +284,8 @@ def test_a_longer_context_never_makes_a_step_cheaper(
     tokens: int, requests: int, context: float, more: float
 ) -> None:
     tables = load_cost_model("b300x4-dsv4-flash-vllm").tables(2048, 256)
-    price = verify_seconds(tables, tokens, requests, context)
-    assert verify_seconds(tables, tokens, requests, context + more) >= price
+    price = verify_seconds(tables, tokens, requests, context, UNIFORM)
+    assert verify_seconds(tables, tokens, requests, context + more, UNIFORM) >= price
     assert price >= 0.25 * tables.verify_s[min(tokens, 2048)]
 
 
@@ -308,9 +309,9 @@ def test_compiled_prices_equal_the_documented_sum(
     extra = tables.context_s * (context - requests * tables.context_reference_tokens)
     draft = read(tables.draft_s, tables.draft_slope_s, drafted)
     step_s = max(forward + extra, 0.25 * forward) + draft + tables.host_s
-    assert decode_step_seconds(tables, tokens, requests, drafted, context) == pytest.approx(
-        step_s, rel=1e-12
-    )
+    assert decode_step_seconds(
+        tables, tokens, requests, drafted, context, UNIFORM
+    ) == pytest.approx(step_s, rel=1e-12)
 
 
 @pytest.mark.example

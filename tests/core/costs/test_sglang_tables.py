@@ -23,7 +23,7 @@ from sglang_dspark.core.costs.sglang_tables import (
     to_additive,
     to_sps,
 )
-from sglang_dspark.core.costs.tables import decode_step_seconds, verify_seconds
+from sglang_dspark.core.costs.tables import RAGGED, UNIFORM, decode_step_seconds, verify_seconds
 
 SPS = SpsTable(
     sample_batch_tokens=(4, 8, 16), sample_steps_per_sec=(100.0, 80.0, 50.0), max_batch_tokens=32
@@ -112,7 +112,9 @@ def test_a_model_from_an_sps_table_is_never_faster_than_sglangs_reading(table: S
     tables = model.tables(400, 1)
     np.testing.assert_array_less(1.0 / table.dense(400)[1:], tables.verify_s[1:] * (1 + 1e-12))
     last = table.sample_batch_tokens[-1]
-    assert verify_seconds(tables, 10 * last, 1, 0.0) >= 10 * tables.verify_s[last] * (1 - 1e-12)
+    assert verify_seconds(tables, 10 * last, 1, 0.0, UNIFORM) >= 10 * tables.verify_s[last] * (
+        1 - 1e-12
+    )
 
 
 @pytest.mark.law
@@ -133,7 +135,7 @@ def test_a_model_from_an_additive_table_is_sglangs_within_and_dearer_beyond(
     table: SpsAdditiveTable, requests: int, tokens: int
 ) -> None:
     tables = from_additive(table).tables(300, 300)
-    price = verify_seconds(tables, tokens, requests, 0.0)
+    price = verify_seconds(tables, tokens, requests, 0.0, UNIFORM)
     alpha, theta = table.dense_alpha(300)[requests], table.dense_theta(300)[tokens]
     sglangs = table.bias_seconds + alpha + theta
     if tokens <= table.m_probes[-1] and requests <= table.bs_probes[-1]:
@@ -166,15 +168,15 @@ def test_every_shipped_model_exports_both_tables(name: str, tmp_path: Path) -> N
     assert sps.sample_batch_tokens[-1] == model.graph_tiers[-1]
     for m, rate in zip(sps.sample_batch_tokens, sps.sample_steps_per_sec, strict=True):
         full = -(-m // 8)
-        assert rate * decode_step_seconds(tables, m, full, full, full * reference) == pytest.approx(
-            1
-        )
+        assert rate * decode_step_seconds(
+            tables, m, full, full, full * reference, RAGGED
+        ) == pytest.approx(1)
     assert additive.bias_seconds > 0
     assert len(additive.m_probes) <= 64
     for m in additive.m_probes:
         for r in additive.bs_probes:
             step_s = additive.bias_seconds + additive.dense_alpha(r)[r] + additive.dense_theta(m)[m]
-            exact = decode_step_seconds(tables, m, r, r, r * reference)
+            exact = decode_step_seconds(tables, m, r, r, r * reference, RAGGED)
             assert step_s == pytest.approx(exact, rel=1e-9)
     for table in (sps, additive):
         table.save(tmp_path / "table.json")

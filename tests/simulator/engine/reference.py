@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sglang_dspark.core.costs.tables import decode_step_seconds, prefill_seconds
+from sglang_dspark.core.costs.tables import (
+    DECIDED,
+    RAGGED,
+    UNIFORM,
+    decode_step_seconds,
+    prefill_seconds,
+)
 from sglang_dspark.core.goodput import PREFILL_MEMORY
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.state import BatchState, Floats
@@ -321,7 +327,8 @@ class ReferenceEngine:
         context = float(sum(q.kv for q in self.running))
         lengths = self._plan() if self.speculative else [0] * rows
         tokens = rows + sum(lengths)
-        self.now_s += decode_step_seconds(self.truth, tokens, rows, drafted, context)
+        shape = self._shape(lengths, drafted)
+        self.now_s += decode_step_seconds(self.truth, tokens, rows, drafted, context, shape)
         committed = self._commit(lengths, outcomes)
         self.leaving += rows - len(self.running)
         self._log(start_s, rows, tokens, tokens - rows, committed, 0)
@@ -373,6 +380,17 @@ class ReferenceEngine:
             q.drafts, q.note = bool(drafts), float(note)
         self.drafts_new = bool(plan.draft_next.any())
         return [int(length) for length in plan.lengths]
+
+    def _shape(self, lengths: list[int], drafted: int) -> int:
+        """What the step is: ragged, uniform by decision, or uniform because nobody decided."""
+        policy = self.planner.policy
+        if len(set(lengths)) > 1:
+            return RAGGED
+        if not policy.reads_confidences or not drafted:
+            return UNIFORM
+        if set(lengths) != {self.gamma}:
+            return RAGGED
+        return UNIFORM if policy.chooses_drafts else DECIDED
 
     def _slack_s(self, q: _Request) -> float:
         tables = self.planner.policy_tables

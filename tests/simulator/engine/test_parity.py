@@ -103,6 +103,21 @@ def test_they_agree_where_requests_are_left_out_and_paced(policy: Goodput, lag: 
     )
 
 
+SHAPES = {
+    "ragged": {"tiers_tokens": [], "floor_s": 0.011, "step_s": 3e-4, "origin": "analytic"},
+    "adaptive": {"step_s": 4e-4, "request_s": 1e-5, "origin": "analytic"},
+    "overlapped": {"step_s": 0.0105, "origin": "analytic"},
+    "graphs": {"tiers_tokens": [8, 32, 64], "beyond_last_s": 0.0, "origin": "analytic"},
+}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("policy", POLICIES)
+def test_they_agree_where_a_step_is_priced_by_its_shape(policy: str) -> None:
+    prices = cost_model(schema_version=3, **SHAPES)
+    assert_parity(scenario(policy, trace(60, rate=30.0), cost_model=prices, step_capacity=64))
+
+
 @pytest.mark.example
 def test_the_short_memory_case_does_retract() -> None:
     engine = {"page_size": 16, "kv_pool_tokens": 6000, "admission_new_tokens": 16}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.tables import decode_step_seconds, prefill_seconds
+from sglang_dspark.core.costs.tables import UNIFORM, decode_step_seconds, prefill_seconds
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import GlobalBudget, Policy
 from sglang_dspark.core.state import BatchState, VerifyPlan
@@ -144,6 +144,7 @@ def planned_log(
             len(running),
             len(running),
             float(state.context_tokens.sum()),
+            UNIFORM,
         )
         seconds *= 1.0 + noise * rng.gamma(1.0)
         since_s = now_s

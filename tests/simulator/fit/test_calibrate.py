@@ -12,7 +12,7 @@ import pytest
 
 from sglang_dspark.core.costs.model import load_cost_model
 from sglang_dspark.core.costs.schema import Provenance
-from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.core.costs.tables import UNIFORM, decode_step_seconds
 from sglang_dspark.core.policy import FixedLength, GlobalBudget, PolicyFile
 from sglang_dspark.logs.step_log import StepLog
 from sglang_dspark.logs.step_parts import header_of
@@ -49,7 +49,7 @@ def test_the_fitted_model_prices_steps_as_the_server_took_them(log: Log) -> None
     ratios = []
     for record in log.records[::7]:
         context = float(record.state.context_tokens.sum())
-        size = (record.computed_tokens, record.requests, record.requests, context)
+        size = (record.computed_tokens, record.requests, record.requests, context, UNIFORM)
         ratios.append(decode_step_seconds(ours, *size) / decode_step_seconds(truth, *size))
     assert np.mean(ratios) == pytest.approx(1.02, rel=0.01)
     assert ratios == pytest.approx([1.02] * len(ratios), rel=0.05)
