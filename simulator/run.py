@@ -21,6 +21,7 @@ from typing import Any
 import sglang_dspark
 from sglang_dspark.cli import Parser, progress_bar, run_command
 from sglang_dspark.core.compiled import base_folder
+from simulator.engine.config import SPECULATIVE_PLACES
 from simulator.fleet.config import ROUTERS, FleetConfig
 from simulator.study.config import (
     RunConfig,
@@ -166,6 +167,25 @@ def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
                 pool.cost_model.warn_outside(steps.least_tokens, steps.most_requests)
 
 
+def _at_the_limit(study: Study, results: Sequence[RunResult]) -> list[str]:
+    """A sentence on the policies that filled the batch that nobody set a limit of."""
+    full: dict[str, None] = {}
+    for result in results:
+        scenario = study.runs[result.number].scenario
+        for pool, steps in zip(scenario.pools, result.extents, strict=True):
+            speculates = scenario.policy.policy.drafts
+            unset = pool.engine.max_running_requests is None and pool.role != "prefill"
+            if unset and speculates and steps.most_requests >= SPECULATIVE_PLACES:
+                full[result.row["policy"]] = None
+    if not full:
+        return []
+    return [
+        f"{', '.join(full)}: at most {SPECULATIVE_PLACES} requests decode at once, as SGLang "
+        "limits them under speculation where nobody does; set max_running_requests in the engine "
+        "of a --config file"
+    ]
+
+
 def _heading(summary: dict[str, Any], study: Study) -> str:
     gpus = f"{summary['gpus']} GPU{'s' if summary['gpus'] > 1 else ''}"
     return (
@@ -237,7 +257,7 @@ def _command(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join([_heading(summary, study), *(f"NOTE: {note}" for note in above), ""]))
         print(format_table(summary["policies"], interrupted=interrupted))
-        print(format_notes(summary))
+        print("\n".join([format_notes(summary), *_at_the_limit(study, results)]))
         print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, "
               f"batches.parquet, {'steps.parquet, ' * arguments.steps}config.json. "
               f"Draw it: dspark compare {out} -o compare.png")  # fmt: skip

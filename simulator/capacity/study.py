@@ -76,7 +76,7 @@ class Inquiry:
     def concurrencies(self) -> tuple[int, ...]:
         """Those that one replica's batch and the trace's length have room for."""
         scenario = self.runs[0].scenario
-        room = min(scenario.engine.max_running_requests, len(scenario.trace) // 4)
+        room = min(scenario.places(), len(scenario.trace) // 4)
         return tuple(c for c in CONCURRENCIES if c <= room) or CONCURRENCIES[:1]
 
     @property

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from simulator.engine.layout import Engine
 
+PLACES, SPECULATIVE_PLACES = 256, 48
+"""Decode batch limits that nobody set; SGLang's own is the second, under speculation."""
 _NEW_TOKEN_RATIO = 0.7  # SGLANG_INIT_NEW_TOKEN_RATIO
 _LEAST_NEW_TOKEN_RATIO = 0.7 * 0.14  # times SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
 _NEW_TOKEN_RATIO_STEPS = 600  # SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS
@@ -20,8 +22,8 @@ REQUEST_MARGIN_TOKENS = 64
 class EngineConfig:
     """How one replica schedules. ``ValueError`` on settings SGLang would refuse."""
 
-    max_running_requests: int = 256
-    """Decode batch limit. SGLang sets 48 under DSPARK unless told; set what you run."""
+    max_running_requests: int | None = None
+    """Decode batch limit. None is SGLang's 48 under speculation, else 256; set what you run."""
     chunked_prefill_size: int = 8192
     """Prompt tokens per prefill step."""
     max_prefill_tokens: int = 16384
@@ -31,6 +33,8 @@ class EngineConfig:
     min_free_slots_delay: int | None = None
     """Free places in the decode batch below which no new prompt is prefilled. None is SGLang's own
     choice: a sixth of the batch limit, 2 to 4, under speculation from a limit of 8 on, else 1."""
+    disable_overlap_schedule: bool = False
+    """Form each batch when the last step has ended, instead of while it runs."""
     enable_mixed_chunk: bool = False
     """Running requests advance by one token within prefill steps instead of waiting."""
     page_size: int = 1
@@ -55,27 +59,35 @@ class EngineConfig:
             "admission_new_tokens",
         )
         for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value} must be at least 1")
         if self.prefill_decode_interval < 0:
             raise ValueError(
                 f"prefill_decode_interval {self.prefill_decode_interval} must be at least 0"
             )
         if self.min_free_slots_delay is not None and self.min_free_slots_delay < 1:
             raise ValueError(f"min_free_slots_delay {self.min_free_slots_delay} must be at least 1")
-        if self.max_running_requests > 8192:
-            raise ValueError(f"max_running_requests {self.max_running_requests} must be <= 8192")
+        most = self.places(speculative=False)
+        if most > 8192:
+            raise ValueError(f"max_running_requests {most} must be <= 8192")
         if self.confidence_lag_steps > 16:
             raise ValueError(f"confidence_lag_steps {self.confidence_lag_steps} must be <= 16")
-        if self.enable_mixed_chunk and self.max_running_requests >= self.chunked_prefill_size:
+        if self.enable_mixed_chunk and most >= self.chunked_prefill_size:
             raise ValueError(
                 f"enable_mixed_chunk needs chunked_prefill_size {self.chunked_prefill_size} above "
-                f"max_running_requests {self.max_running_requests}"
+                f"max_running_requests {most}"
             )
         if self.kv_pool_tokens is not None and self.kv_pool_tokens < 4 * REQUEST_MARGIN_TOKENS:
             raise ValueError(
                 f"kv_pool_tokens {self.kv_pool_tokens} must be at least {4 * REQUEST_MARGIN_TOKENS}"
             )
+
+    def places(self, *, speculative: bool) -> int:
+        """Requests that decode together at most."""
+        if self.max_running_requests is not None:
+            return self.max_running_requests
+        return SPECULATIVE_PLACES if speculative else PLACES
 
     def engine(
         self,
@@ -104,12 +116,13 @@ class EngineConfig:
                 f"{self.page_size}; choose a page size that divides it"
             )
         return Engine(
-            max_running=self.max_running_requests,
+            max_running=self.places(speculative=speculative),
             chunk_tokens=self.chunked_prefill_size,
             max_prefill_tokens=self.max_prefill_tokens,
             prefill_decode_interval=self.prefill_decode_interval,
             min_free_slots=1 if role == "decode" else self._min_free_slots(speculative),
             mixed_chunk=self.enable_mixed_chunk,
+            overlap=not self.disable_overlap_schedule,
             page_tokens=self.page_size,
             pool_pages=pool // self.page_size,
             block_tokens=block_tokens if self.enable_prefix_cache else 0,
@@ -126,7 +139,7 @@ class EngineConfig:
 
     def _min_free_slots(self, speculative: bool) -> int:
         """As SGLang 0.5.21, managers/min_free_slots_delayer.py, resolves it."""
-        most = self.max_running_requests
+        most = self.places(speculative=speculative)
         if self.min_free_slots_delay is not None:
             return min(self.min_free_slots_delay, most)
         return min(4, max(2, (most + 5) // 6)) if speculative and most >= 8 else 1

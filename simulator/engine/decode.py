@@ -31,7 +31,9 @@ from simulator.engine.lifecycle import (
     context_tokens,
     drop_finished,
     finish_request,
+    note_end,
     push_waiting,
+    take_ended,
 )
 
 _RETRACT_DECODE_STEPS = 20  # SGLang's SGLANG_RETRACT_DECODE_STEPS
@@ -239,6 +241,7 @@ def commit(memory: Memory, engine: Engine, work: Workspace, speculative: bool) -
         request.last_emit_s = now_s
         if request.generated >= request.output_limit:
             memory.free_slots[memory.running.size - batch + finished] = request.slot
+            note_end(memory, r, work.lengths[i] + 1 if speculative else 1)
             finish_request(memory, engine, r)
             finished += 1
         else:
@@ -305,8 +308,12 @@ def plan_and_time(
     policy: PolicyTables,
     work: Workspace,
     context: int,
+    ended: tuple[int, int, int],
 ) -> tuple[int, float, float, float, int]:
-    """Plan the drafted step: (tokens M, true seconds, predicted seconds, expected, reason)."""
+    """Plan the drafted step: (tokens M, true seconds, predicted seconds, expected, reason).
+
+    Those of ``ended`` are computed along: as many tokens of each as were verified of it last.
+    """
     state = memory.state[0]
     requests = state.running
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
@@ -334,9 +341,12 @@ def plan_and_time(
     for i in range(requests):
         tokens += work.lengths[i]
     drafted = requests if policy.drafts else 0
-    if policy.chooses_drafts:
+    if policy.chooses_drafts and requests > 0:
         drafted = _take_choice(memory, work)
-    step_s = decode_step_seconds(truth, tokens, requests, drafted, float(context), shape)
+    tokens += ended[1]
+    drafted += ended[0] if policy.drafts else 0
+    context += ended[2]
+    step_s = decode_step_seconds(truth, tokens, requests + ended[0], drafted, float(context), shape)
     return tokens, step_s, predicted_s, expected, reason
 
 
@@ -355,15 +365,17 @@ def decode_step(
     """Draft for the running requests, plan, verify and commit."""
     state = memory.state[0]
     speculative = policy.drafts
-    drop_finished(memory)
+    drop_finished(memory, engine)
     make_room(memory, engine, acceptance.gamma + 1 if speculative else 1)
     if speculative:
         draft(memory, engine, acceptance, inverse_temperature, bias, policy.as_sglang)
-    requests = state.running
+    ended = take_ended(memory, engine)
+    requests = state.running + ended[0]
     context = context_tokens(memory)
     tokens, step_s, predicted_s, expected, reason = plan_and_time(
-        memory, engine, truth, belief, policy, work, context
+        memory, engine, truth, belief, policy, work, context, ended
     )
+    context += ended[2]
     state.now_s += step_s
     committed, finished = commit(memory, engine, work, speculative)
     state.leaving += finished

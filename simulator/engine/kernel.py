@@ -30,20 +30,22 @@ _STEPS_PER_CALL = 1 << 16
 def release(memory: Memory, count: int) -> None:
     """Closed loop: up to ``count`` clients send their next request now."""
     state = memory.state[0]
-    last = min(state.inbox_head + count, state.inbox_tail)
-    for i in range(state.inbox_head, last):
-        memory.requests[memory.inbox[i]].arrival_s = state.now_s
-        push_waiting(memory, memory.inbox[i])
-    state.inbox_head = last
+    last = min(state.clients_sent + count, state.inbox_tail)
+    for i in range(state.clients_sent, last):
+        request = memory.requests[memory.inbox[i]]
+        request.arrival_s = state.now_s
+        request.ready_s = state.now_s
+    state.clients_sent = last
 
 
 @inlined
-def _receive(memory: Memory) -> None:
-    """Open loop: queue what has arrived by now."""
+def _receive(memory: Memory, engine: Engine) -> None:
+    """Queue what had arrived when the next batch is formed."""
     state = memory.state[0]
-    while state.inbox_head < state.inbox_tail:
+    last = state.clients_sent if engine.closed_loop else state.inbox_tail
+    while state.inbox_head < last:
         r = memory.inbox[state.inbox_head]
-        if memory.requests[r].ready_s > state.now_s:
+        if memory.requests[r].ready_s > state.formed_s:
             return
         push_waiting(memory, r)
         state.inbox_head += 1
@@ -105,18 +107,19 @@ def advance(
 ) -> int:
     """Run the steps that start before ``until_s``; return one of the codes above.
 
-    At each step's boundary: receive what is ready, form a prefill batch, run it, or else a decode
-    step, and release in a closed loop one request for each that finished. ``truth`` prices the
+    For each step: receive what is ready, form a prefill batch, run it, or else a decode step, and
+    release in a closed loop one request for each that finished. With overlap a batch is formed when
+    the step before it starts: without who arrives while that runs, and with who ends in it. A batch
+    that would be empty is formed again once that step's results are known. ``truth`` prices the
     steps, ``belief`` is the cost model the policy was given: they differ when a stale or wrong one
-    is studied.
+    is studied. Source: SGLang 0.5.21, managers/scheduler.py (event_loop_overlap, _normal).
     """
     state = memory.state[0]
     for _ in range(_STEPS_PER_CALL):
-        if not engine.closed_loop:
-            _receive(memory)
+        _receive(memory, engine)
         if state.now_s >= until_s:
             return REACHED
-        if (state.inbox_head if engine.closed_loop else state.now_s) >= state.mark_at:
+        if (state.clients_sent if engine.closed_loop else state.now_s) >= state.mark_at:
             return MARKED
         if memory.steps.size > 0 and state.logged == memory.steps.size:
             return PAUSED
@@ -125,17 +128,22 @@ def advance(
         admitted = form_prefill_batch(memory, engine)
         if admitted > 0:
             step = prefill_step(memory, engine, truth, work, admitted)
-        elif state.running > 0:
+        elif state.running > 0 or (engine.overlap and state.ended > 0):
             step = decode_step(
                 memory, engine, truth, belief, acceptance, policy, inverse_temperature, bias, work
             )
+        elif state.formed_s < state.now_s:
+            state.formed_s = state.now_s
+            continue
         else:
             next_s = _next_ready_s(memory, engine)
             if next_s >= until_s:
                 return IDLE
             state.now_s = next_s
+            state.formed_s = next_s
             continue
         _record(memory, engine, start_s, step)
+        state.formed_s = start_s if engine.overlap else state.now_s
         if engine.closed_loop:
             release(memory, step.finished)
     return PAUSED

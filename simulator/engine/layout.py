@@ -68,6 +68,7 @@ STATE = np.dtype(
     [
         ("now_s", np.float64),
         ("busy_s", np.float64),
+        ("formed_s", np.float64),
         ("last_decode_s", np.float64),
         ("new_token_ratio", np.float64),
         ("free_pages", np.int64),
@@ -77,6 +78,7 @@ STATE = np.dtype(
         ("lru_tail", np.int64),
         ("inbox_head", np.int64),
         ("inbox_tail", np.int64),
+        ("clients_sent", np.int64),
         ("queue_head", np.int64),
         ("queued", np.int64),
         ("waiting_tokens", np.int64),
@@ -84,6 +86,9 @@ STATE = np.dtype(
         ("chunked", np.int64),
         ("batch_full", np.int64),
         ("leaving", np.int64),
+        ("ended", np.int64),
+        ("ended_tokens", np.int64),
+        ("ended_context", np.int64),
         ("done", np.int64),
         ("handed", np.int64),
         ("outgoing", np.int64),
@@ -111,7 +116,10 @@ STATE = np.dtype(
     ],
     align=True,
 )
-"""``leaving`` counts the finished requests that still hold places in the decode batch;
+"""``formed_s`` is when the next step's batch is formed: what arrived later is not in it;
+``clients_sent`` ends the part of the inbox that the clients of a closed loop have sent;
+``leaving`` counts the finished requests that still hold places in the decode batch, ``ended`` those
+that finished in the last step, with the tokens it verified of them and their contexts;
 ``chunked`` is the request whose prefill continues, -1 for none; ``waiting_tokens`` are
 still to be prefilled or found in the cache, for it and the queue; ``verified_tokens``,
 ``accepted_tokens`` and ``undrafted`` sum those of its requests; ``handed`` counts requests
@@ -186,6 +194,8 @@ class Engine(NamedTuple):
     prefill_decode_interval: int
     min_free_slots: int
     mixed_chunk: bool
+    overlap: bool
+    """Whether a batch is formed while the step before it runs."""
     page_tokens: int
     pool_pages: int
     block_tokens: int
@@ -310,9 +320,9 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     if state["resident_blocks"][0] > 0:  # an empty array is left untouched, and out of memory
         memory.blocks[:] = 0
     for name in (
-        "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "queue_head", "queued",
-        "waiting_tokens", "running", "batch_full", "leaving", "prefills_since", "prefills_per_step",
-        "prefills_wait",
+        "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "clients_sent",
+        "queue_head", "queued", "waiting_tokens", "running", "batch_full", "leaving", "ended",
+        "ended_tokens", "ended_context", "prefills_since", "prefills_per_step", "prefills_wait",
     ):  # fmt: skip
         state[name] = 0
     state["free_pages"] = engine.pool_pages

@@ -60,13 +60,36 @@ def start_running(memory: Memory, r: int) -> None:
 
 
 @compiled
-def drop_finished(memory: Memory) -> None:
-    """Take the requests that finished out of the decode batch, as SGLang does when it decodes next:
-    until then they hold their places, and nobody is admitted into a full batch."""
+def drop_finished(memory: Memory, engine: Engine) -> None:
+    """Take the requests that are known to have finished out of the decode batch, as SGLang does
+    when it decodes next: until then they hold their places, and nobody is admitted into a full
+    batch. With overlap nobody knows yet of those that finished in the last step."""
     state = memory.state[0]
-    if state.leaving > 0:
-        state.leaving = 0
+    staying = state.ended if engine.overlap else 0
+    if state.leaving > staying:
+        state.leaving = staying
         state.batch_full = 0
+
+
+@compiled
+def note_end(memory: Memory, r: int, verified: int) -> None:
+    """The request ended in this step, in which ``verified`` of its tokens were computed."""
+    state = memory.state[0]
+    state.ended += 1
+    state.ended_tokens += verified
+    state.ended_context += memory.requests[r].kv_len
+
+
+@compiled
+def take_ended(memory: Memory, engine: Engine) -> tuple[int, int, int]:
+    """(requests, tokens, context tokens) of those that ended in the last step and that a decode
+    step formed before computes once more; none without overlap. Starts counting anew."""
+    state = memory.state[0]
+    found = (state.ended, state.ended_tokens, state.ended_context)
+    state.ended = 0
+    state.ended_tokens = 0
+    state.ended_context = 0
+    return found if engine.overlap else (0, 0, 0)
 
 
 @compiled

@@ -29,8 +29,10 @@ from simulator.engine.lifecycle import (
     drop_finished,
     finish_request,
     hand_over,
+    note_end,
     pop_waiting,
     start_running,
+    take_ended,
 )
 
 
@@ -80,7 +82,7 @@ def form_prefill_batch(memory: Memory, engine: Engine) -> int:
     """
     state = memory.state[0]
     if state.running == 0:
-        drop_finished(memory)
+        drop_finished(memory, engine)
     elif state.prefills_wait > 0:
         state.prefills_wait -= 1
         return 0
@@ -200,6 +202,7 @@ def _finish(memory: Memory, engine: Engine, n: int) -> int:
         request.generated += 1
         state.committed_tokens += 1
         if request.generated >= request.output_limit:
+            note_end(memory, r, 1)
             finish_request(memory, engine, r)
             finished += 1
             state.batch_full = 0
@@ -221,6 +224,7 @@ def prefill_step(
         make_room(memory, engine, 1)
     riding = state.running if engine.mixed_chunk else 0
     context = context_tokens(memory)
+    take_ended(memory, engine)
     state.now_s += _seconds(memory, engine, truth, admitted, context)
     new = 0
     for i in range(admitted):
@@ -228,10 +232,13 @@ def prefill_step(
     committed = state.committed_tokens
     finished = 0
     if riding > 0:
-        drop_finished(memory)
+        drop_finished(memory, engine)
         _, finished = commit(memory, engine, work, False)
         state.batch_full = 0 if finished > 0 else state.batch_full
-    finished += _finish(memory, engine, admitted)
+    ended = _finish(memory, engine, admitted)
+    if engine.overlap:
+        state.leaving += ended
+    finished += ended
     committed = state.committed_tokens - committed
     state.prefills_since += 1
     state.prefills_wait = engine.prefill_decode_interval

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sglang_dspark.core.compiled import bound
+from sglang_dspark.core.costs.tables import without_overlap
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.tables import make_workspace
 from simulator.engine.kernel import MARKED, PAUSED, advance, release
@@ -39,7 +40,7 @@ class ReplicaTables:
 
     def __init__(self, scenario: Scenario, pool: Pool) -> None:
         gamma = scenario.acceptance.gamma
-        most = pool.engine.max_running_requests
+        most = pool.engine.places(speculative=scenario.policy.policy.drafts)
         planner = Planner(
             policy=scenario.policy.policy,
             cost_model=scenario.belief or pool.cost_model,
@@ -50,11 +51,14 @@ class ReplicaTables:
         self.pool = pool
         self.engine: Engine = scenario.compiled_engine(pool)
         self.truth = pool.cost_model.tables(most * (gamma + 1), most)
+        believed = planner.costs
+        if not self.engine.overlap:
+            self.truth, believed = without_overlap(self.truth), without_overlap(believed)
         self.acceptance = scenario.acceptance.tables(scenario.trace.domain_names)
         self.arguments = (
             self.engine,
             self.truth,
-            planner.costs,
+            believed,
             self.acceptance,
             planner.policy_tables,
             planner.inverse_temperature,
@@ -169,6 +173,7 @@ class Replica:
             waiting = waiting[np.argsort(ready_s, kind="stable")]
         inbox = _at_least(memory.inbox, waiting.size)
         inbox[: waiting.size] = waiting
+        state["clients_sent"] = max(state["clients_sent"] - state["inbox_head"], 0)
         state["inbox_head"], state["inbox_tail"] = 0, waiting.size
         queue = memory.queue
         if self.held >= queue.size:

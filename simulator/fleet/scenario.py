@@ -153,7 +153,7 @@ class Scenario:
 
     def _check_pool(self, pool: Pool, gamma: int) -> None:
         model = pool.cost_model
-        bounds = pool.engine.max_running_requests
+        bounds = self.places(pool)
         compile_policy(self.policy.policy, self.belief or model, gamma, bounds)
         self.compiled_engine(pool)
         drafted = model.draft.gamma if model.draft else gamma
@@ -163,6 +163,11 @@ class Scenario:
                 f"profile {self.acceptance.name!r} drafts {gamma}; drafting is priced as {drafted}",
                 stacklevel=3,
             )
+
+    def places(self, pool: Pool | None = None) -> int:
+        """Decode batch limit of a pool's replicas (the first's)."""
+        speculative = self.policy.policy.drafts
+        return (pool or self.pools[0]).engine.places(speculative=speculative)
 
     def compiled_engine(self, pool: Pool | None = None) -> Engine:
         """The engine settings of a pool's replicas (the first's) as the kernel reads them."""

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sglang_dspark.files import read_json
-from simulator.engine.config import EngineConfig
+from simulator.engine.config import SPECULATIVE_PLACES, EngineConfig
 
 FILE = "server.json"
 _WITHOUT_CHUNKS = 1 << 30
 """Prompt tokens of a prefill step where chunking is off."""
-_SPECULATIVE_PLACES = 48
-"""SGLang's limit on running requests under speculation, unless told."""
 _OWN_DSPARK = (0, 5, 16)
 """From here on DSPARK is SGLang's own; the plugin's worker before it waits for no places."""
 
@@ -63,6 +61,7 @@ def server_settings(path: str | Path) -> ServerSettings:
             # SGLang switches it off under speculation.
             enable_mixed_chunk=bool(told.get("enable_mixed_chunk")) and not speculative,
             page_size=_whole(told, "page_size", 1),
+            disable_overlap_schedule=bool(told.get("disable_overlap_schedule")),
             enable_prefix_cache=not told.get("disable_radix_cache", False),
             kv_pool_tokens=_pool(told, file),
         )
@@ -104,7 +103,7 @@ def _places(told: dict[str, Any], speculative: bool, file: Path) -> int:
         return limit
     asked = told.get("max_running_requests")
     if asked is None and speculative:
-        return _SPECULATIVE_PLACES
+        return SPECULATIVE_PLACES
     if asked is None:
         raise ValueError(
             f"{file}: tells no max_running_requests; record the server again, or set it in the "
@@ -144,11 +143,6 @@ def _otherwise(told: dict[str, Any]) -> list[str]:
         lines.append(
             f"the server has {ranks} data-parallel ranks; one replica is one of them: replay "
             f"--replicas {ranks}"
-        )
-    if told.get("disable_overlap_schedule") is False:
-        lines.append(
-            "the server overlaps scheduling with the steps, so that a token leaves one step later "
-            "than in a replay"
         )
     schedule = told.get("schedule_policy")
     if schedule not in (None, "fcfs"):

@@ -75,9 +75,7 @@ def saturated_rate(scenario: Scenario) -> float | None:
     and counts what finishes in its steady state. Of a long trace the first 8,192 requests, or 16
     for each client, are enough. None below 100 requests.
     """
-    clients = min(
-        scenario.engine.max_running_requests * scenario.replicas, len(scenario.trace) // 4
-    )
+    clients = min(scenario.places() * scenario.replicas, len(scenario.trace) // 4)
     if len(scenario.trace) < 100:
         return None
     enough = max(_SATURATING_REQUESTS, 16 * clients)

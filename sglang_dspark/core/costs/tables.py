@@ -74,6 +74,12 @@ class CostTables(NamedTuple):
     """Whether a step's shape, or deciding it, has a price."""
 
 
+def without_overlap(tables: CostTables) -> CostTables:
+    """The prices of a server that schedules between steps: the device waits for all of the host."""
+    host_s = tables.host_s + tables.overlapped_s
+    return tables._replace(host_s=host_s, overlapped_s=0.0)
+
+
 @compiled
 def _read(values: Floats, slope: float, index: int) -> float:
     """``values[index]``, continued along ``slope`` past the end."""

@@ -47,7 +47,7 @@ if _has_built_in():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision for CUDA beside torch for CPUs
         importlib.import_module("torchvision")
-    from benchmarks.servers import CPU_ENVIRONMENT
+    from benchmarks.servers import CPU_ENVIRONMENT, unneeded_models
     from tests.runtime.servers import Nursery
     from tests.runtime.serving_scenes import Greedy, Pair, greedy_prompts, plain_answers
 
@@ -61,6 +61,14 @@ if _has_built_in():
             return importlib.import_module(
                 "sglang.srt.speculative.dspark_components.dspark_planner"
             )
+
+    @pytest.fixture(scope="session")
+    def scheduler() -> Any:
+        """SGLang's own scheduler class."""
+        os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = unneeded_models({"qwen3"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("sglang.srt.managers.scheduler").Scheduler
 
     @pytest.fixture(scope="session")
     def nursery(pair: Pair) -> Iterator[Nursery]:

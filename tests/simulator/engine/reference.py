@@ -19,6 +19,7 @@ from sglang_dspark.core.costs.tables import (
     UNIFORM,
     decode_step_seconds,
     prefill_seconds,
+    without_overlap,
 )
 from sglang_dspark.core.goodput import PREFILL_MEMORY
 from sglang_dspark.core.planner import Planner
@@ -75,11 +76,13 @@ class ReferenceEngine:
     """Call ``run``; then read ``requests`` and ``steps``."""
 
     def __init__(self, scenario: Scenario) -> None:
-        most = scenario.engine.max_running_requests
+        most = scenario.places()
         self.gamma = scenario.acceptance.gamma
         trace = scenario.trace
         self.engine: Engine = scenario.compiled_engine()
         self.truth = scenario.cost_model.tables(most * (self.gamma + 1), most)
+        if scenario.engine.disable_overlap_schedule:
+            self.truth = without_overlap(self.truth)
         self.planner = Planner(
             policy=scenario.policy.policy,
             cost_model=scenario.belief or scenario.cost_model,
@@ -102,6 +105,9 @@ class ReferenceEngine:
         self.now_s = 0.0
         self.drafts_new = True
         self.prefills = self.prefills_wait = self.leaving = 0
+        self.formed_s = 0.0
+        self.ended: list[tuple[int, int]] = []
+        """(tokens verified, context) of those that ended in the last step."""
         self.prefills_per_step = 0.0
         self.steps: list[ReferenceStep] = []
 
@@ -261,6 +267,7 @@ class ReferenceEngine:
         if self.engine.mixed_chunk:
             self._make_room(1)
         riding = list(self.running) if self.engine.mixed_chunk else []
+        self.ended = []
         new = sum(tokens for _, tokens in batch)
         pairs = 0.0
         for request, tokens in batch:
@@ -282,8 +289,9 @@ class ReferenceEngine:
             request.generated += 1
             committed += 1
             if request.generated >= request.limit:
-                self._finish(request)
+                self._finish(request, 1)
                 self.batch_full = False
+                self.leaving += self.engine.overlap
             else:
                 request.logits, request.ages = [], []
                 request.drafts, request.note = self.drafts_new, math.nan
@@ -321,17 +329,21 @@ class ReferenceEngine:
         start_s = self.now_s
         self._drop_finished()
         self._make_room(self.gamma + 1 if self.speculative else 1)
+        ended, self.ended = self.ended if self.engine.overlap else [], []
         rows = len(self.running)
         outcomes = [self._draw(q) for q in self.running] if self.speculative else [0] * rows
         drafted = sum(q.drafts for q in self.running) if self.speculative else 0
         context = float(sum(q.kv for q in self.running))
-        lengths = self._plan() if self.speculative else [0] * rows
-        tokens = rows + sum(lengths)
+        lengths = self._plan() if self.speculative and rows else [0] * rows
         shape = self._shape(lengths, drafted)
-        self.now_s += decode_step_seconds(self.truth, tokens, rows, drafted, context, shape)
+        computed = rows + sum(lengths) + sum(verified for verified, _ in ended)
+        batch = rows + len(ended)
+        drafted += len(ended) if self.speculative else 0
+        context += float(sum(kv for _, kv in ended))
+        self.now_s += decode_step_seconds(self.truth, computed, batch, drafted, context, shape)
         committed = self._commit(lengths, outcomes)
         self.leaving += rows - len(self.running)
-        self._log(start_s, rows, tokens, tokens - rows, committed, 0)
+        self._log(start_s, batch, computed, computed - batch, committed, 0)
 
     def _draw(self, q: _Request) -> int:
         """The request's round happens, drafted for or not; what is not drafted nobody sees."""
@@ -413,20 +425,22 @@ class ReferenceEngine:
             q.rounds += 1
             committed += emitted
             if q.generated >= q.limit:
-                self._finish(q)
+                self._finish(q, length + 1)
             else:
                 staying.append(q)
         self.running = staying
         return committed
 
-    def _finish(self, request: _Request) -> None:
+    def _finish(self, request: _Request, verified: int) -> None:
+        self.ended.append((verified, request.kv))
         request.finish_s = self.now_s
         self.free += self._private(request)
         self._unlock(request)
 
     def _drop_finished(self) -> None:
-        self.batch_full = self.batch_full and not self.leaving
-        self.leaving = 0
+        staying = len(self.ended) if self.engine.overlap else 0
+        if self.leaving > staying:
+            self.leaving, self.batch_full = staying, False
 
     def _log(
         self, start_s: float, requests: int, computed: int, verify: int, committed: int, new: int
@@ -444,16 +458,22 @@ class ReferenceEngine:
             if self.records["status"][q.number] != REJECTED
         )
         while True:
-            while arriving and arriving[0][0] <= self.now_s:
+            while arriving and arriving[0][0] <= self.formed_s:
                 self.waiting.append(arriving.popleft()[1])
+            start_s = self.now_s
             if batch := self._form_batch():
                 self._prefill(batch)
-            elif self.running:
+            elif self.running or (self.engine.overlap and self.ended):
                 self._decode()
+            elif self.formed_s < self.now_s:
+                self.formed_s = self.now_s
+                continue
             elif arriving:
-                self.now_s = max(self.now_s, arriving[0][0])
+                self.now_s = self.formed_s = max(self.now_s, arriving[0][0])
+                continue
             else:
                 return self._written()
+            self.formed_s = start_s if self.engine.overlap else self.now_s
 
     def _written(self) -> Records:
         for q in self.requests:

@@ -55,6 +55,7 @@ def assert_parity(case: Scenario) -> Records:
         {"chunked_prefill_size": 96, "max_running_requests": 4, "confidence_lag_steps": 1},
         {"chunked_prefill_size": 96, "prefill_decode_interval": 3},
         {"max_running_requests": 9},
+        {"max_running_requests": 9, "disable_overlap_schedule": True},
     ],
     ids=[
         "default",
@@ -63,6 +64,7 @@ def assert_parity(case: Scenario) -> Records:
         "small chunks",
         "prefills that wait",
         "places that wait",
+        "no overlap",
     ],
 )
 def test_kernel_and_reference_agree_to_the_byte(policy: str, engine: dict[str, int]) -> None:
@@ -140,19 +142,21 @@ def test_the_short_memory_case_does_retract() -> None:
     interval=st.integers(0, 5),
     free=st.one_of(st.none(), st.integers(1, 40)),
     mixed=st.booleans(),
+    alone=st.booleans(),
     lag=st.integers(1, 4),
     limits=st.booleans(),
 )
 def test_any_engine_setting_keeps_parity_and_conservation(
     policy: str, seed: int, rate: float, block_tokens: int, page_size: int, pool: int,
     admission: int, chunk: int, running: int, interval: int,
-    free: int | None, mixed: bool, lag: int, limits: bool,
+    free: int | None, mixed: bool, alone: bool, lag: int, limits: bool,
 ) -> None:  # fmt: skip
     engine = {
         "page_size": page_size, "kv_pool_tokens": pool, "admission_new_tokens": admission,
         "chunked_prefill_size": chunk, "max_running_requests": running,
         "prefill_decode_interval": interval, "min_free_slots_delay": free,
         "enable_mixed_chunk": mixed and running < chunk, "confidence_lag_steps": lag,
+        "disable_overlap_schedule": alone,
     }  # fmt: skip
     requests = trace(25, rate=rate, seed=seed, block_tokens=block_tokens)
     if limits:  # some say how many tokens they may generate
