@@ -7,7 +7,8 @@ DeepSeek-V4-Flash on four B300 (half a minute), then draws ``docs/figures/compar
 as:
 
     python -m simulator.run traces/mixed.jsonl --cost-model b300x4-dsv4-flash-vllm \
-        --concurrency 1,4,16,32,64,96,128,192,256 --out results/readme
+        --concurrency 1,4,16,32,64,96,128,192,256 --max-running-requests 256 \
+        --out results/readme
     python -m analysis.compare results/readme --concurrency 192 -o docs/figures/compare.png
 """
 
@@ -24,13 +25,15 @@ _FIGURE = _ROOT / "docs" / "figures" / "compare.png"
 _TRACE = _ROOT / "traces" / "mixed.jsonl"
 _COST_MODEL = "b300x4-dsv4-flash-vllm"
 _LOADS = "1,4,16,32,64,96,128,192,256"
+_PLACES = "256"
 _LATENCIES_AT = "192"
 
 
 def main() -> int:
     """Replay, then draw; the exit status of whichever fails."""
     replayed = run.main(
-        [str(_TRACE), "--cost-model", _COST_MODEL, "--concurrency", _LOADS, "--out", str(_RESULTS)]
+        [str(_TRACE), "--cost-model", _COST_MODEL, "--concurrency", _LOADS]
+        + ["--max-running-requests", _PLACES, "--out", str(_RESULTS)]
     )
     if replayed:
         return replayed

@@ -62,6 +62,9 @@ def _parser() -> Parser:
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
     parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
+    parser.add_argument(
+        "--max-running-requests", type=int, metavar="N", help=flag_help("max_running_requests")
+    )
     parser.add_argument("--replicas", type=int, metavar="N", help=flag_help("replicas"))
     parser.add_argument(
         "--router", metavar="NAME",
@@ -181,8 +184,7 @@ def _at_the_limit(study: Study, results: Sequence[RunResult]) -> list[str]:
         return []
     return [
         f"{', '.join(full)}: at most {SPECULATIVE_PLACES} requests decode at once, as SGLang "
-        "limits them under speculation where nobody does; set max_running_requests in the engine "
-        "of a --config file"
+        "limits them under speculation where nobody does; set --max-running-requests"
     ]
 
 

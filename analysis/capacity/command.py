@@ -77,6 +77,9 @@ def _parser() -> Parser:
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
     parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
+    parser.add_argument(
+        "--max-running-requests", type=int, metavar="N", help=flag_help("max_running_requests")
+    )
     parser.add_argument("--current", metavar="NAME[:PARAMETER]|FILE", help=flag_help("current"))
     traffic = parser.add_mutually_exclusive_group()
     traffic.add_argument(
@@ -129,6 +132,7 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
         acceptance=arguments.acceptance,
         slo=arguments.slo,
         engine=engine_of(arguments.server),
+        max_running_requests=arguments.max_running_requests,
     )
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
 from sglang_dspark.core.policy import (
@@ -24,7 +25,7 @@ from sglang_dspark.core.policy import (
 from sglang_dspark.files import read_record
 from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance, shipped_profiles
 from simulator.acceptance.whose import default_profile, mismatch
-from simulator.engine.config import EngineConfig
+from simulator.engine.config import PLACES, SPECULATIVE_PLACES, EngineConfig
 from simulator.fleet.config import FleetConfig
 from simulator.fleet.judged import WARM_UP
 from simulator.fleet.scenario import Scenario
@@ -246,19 +247,30 @@ def flag_help(name: str) -> str:
         "rate": f"arrivals X times as fast (default: {RunConfig.rate:g})",
         "server": "server.json that traces record wrote: its settings are the engine's, in place "
         "of those of --config",
+        "max_running_requests": "requests that decode together on a replica (default: SGLang's, "
+        f"{SPECULATIVE_PLACES} under speculation, else {PLACES})",
         "seed": f"of acceptance and confidences (default: {RunConfig.seed})",
         "jobs": "worker processes, by default one for each core",
         "ray": "run on this Ray cluster; local starts one",
     }[name]
 
 
-def common_flags(arguments: argparse.Namespace) -> dict[str, object]:
+def common_flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the commands that replay a trace have in common, for ``with_flags``."""
     given = {name: getattr(arguments, name) for name in _COMMON_FLAGS}
-    return given | {"engine": engine_of(arguments.server)}
+    return given | {
+        "engine": engine_of(arguments.server),
+        "max_running_requests": arguments.max_running_requests,
+    }
 
 
-def with_flags(config: RunConfig, **flags: object) -> RunConfig:
-    """``config`` with every flag that was given."""
+def with_flags(
+    config: RunConfig, *, max_running_requests: int | None = None, **flags: Any
+) -> RunConfig:
+    """``config`` with every flag that was given; the batch limit is one of its engine."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return dataclasses.replace(config, **given)  # type: ignore[arg-type]
+    config = dataclasses.replace(config, **given)
+    if max_running_requests is None:
+        return config
+    engine = dataclasses.replace(config.engine, max_running_requests=max_running_requests)
+    return dataclasses.replace(config, engine=engine)

@@ -64,6 +64,9 @@ def _parser() -> Parser:
     parser.add_argument("--cost-model", metavar="NAME|FILE", help=flag_help("cost_model"))
     parser.add_argument("--acceptance", metavar="NAME|FILE", help=flag_help("acceptance"))
     parser.add_argument("--server", metavar="FILE", help=flag_help("server"))
+    parser.add_argument(
+        "--max-running-requests", type=int, metavar="N", help=flag_help("max_running_requests")
+    )
     parser.add_argument("--rate", type=float, metavar="X", help=flag_help("rate"))
     parser.add_argument(
         "--concurrency", type=numbers, metavar="C[,C...]",
