@@ -31,10 +31,8 @@ _LATENCIES_AT = "192"
 
 def main() -> int:
     """Replay, then draw; the exit status of whichever fails."""
-    replayed = run.main(
-        [str(_TRACE), "--cost-model", _COST_MODEL, "--concurrency", _LOADS]
-        + ["--max-running-requests", _PLACES, "--out", str(_RESULTS)]
-    )
+    scale = ["--concurrency", _LOADS, "--max-running-requests", _PLACES]
+    replayed = run.main([str(_TRACE), "--cost-model", _COST_MODEL, *scale, "--out", str(_RESULTS)])
     if replayed:
         return replayed
     _FIGURE.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,9 @@ PREFILL_MEMORY = 1 / 32
 
 _NEWEST = 0.2
 """Weight of the newest draft in a request's note."""
+_HEARSAY = 0.1
+"""Over R: further gain that is asked for where trimming costs something of its own. Old confidences
+promise it, which say the less of the current ones the fewer requests they are averaged over."""
 _PROBE_ALL = 4
 """Where nobody is drafted for, times ``probe_rounds`` until everyone is: a probe costs them all."""
 _AT_ONCE = 16
@@ -250,7 +253,8 @@ def priced_budget(
         uniform_rate = expected / step_seconds(costs, tokens, requests, drafted, around, UNIFORM)
         if uniform_rate > rate:
             whole, rate = everything, uniform_rate
-    if best_rate < (1.0 + min_gain) * rate:
+    asked = 1.0 + min_gain + (_HEARSAY / requests if costs.shaped else 0.0)
+    if best_rate < asked * rate:
         return whole, expected
     return best, best_expected
 
@@ -306,6 +310,8 @@ def choose_drafts(
     ``expected`` tokens at ``rate`` is what this step brings. Nobody is drafted for where plain
     decoding is faster by ``min_gain``, and by half over R, since the confidences of a few requests
     say little; then all are probed together, every ``_PROBE_ALL`` times ``probe_rounds`` steps.
+    Where shapes have a price a step may verify whole what it would rather trim, and one such step
+    says nothing yet: there the average, too, has to be worth less than the drafting.
 
     Otherwise it goes by request. Its note is what its drafts have been worth above their ``price``,
     in tokens, on an exponential average: one draft tells little of the next, and the average of the
@@ -322,6 +328,7 @@ def choose_drafts(
         each = rate * max(draft_s - draft_seconds(costs, 1), 0.0) / (rows - 1)
     base, losses = 0.0, 0.0
     drafted, oldest, evidence = 0, 0, 0
+    average = 0.0
     for r in range(rows):
         weight = around.weight[r]
         base += weight
@@ -338,13 +345,15 @@ def choose_drafts(
             oldest = max(oldest, around.stale_age[r])
         if notes[r] == notes[r]:
             evidence += 1
+            average += notes[r]
             gains[r] = notes[r] - each
             losses += max(-gains[r], 0.0)
     if drafted == 0 and evidence > 0:
         out[:rows] = oldest >= _PROBE_ALL * probe_rounds
         return
     plain_rate = base / cycle_seconds(costs, rows, rows, 0, around, UNIFORM)
-    if plain_rate >= (1.0 + min_gain + 0.5 / rows) * rate:
+    pays = costs.shaped and average >= rate * draft_s
+    if plain_rate >= (1.0 + min_gain + 0.5 / rows) * rate and not pays:
         out[:rows] = False
         return
     skip = losses > min_gain * expected + rate * uneven_s
@@ -413,8 +422,8 @@ def plan_goodput(
         uneven_s -= step_seconds(costs, tokens, rows, drafted, around, UNIFORM)
     price = token_price(costs, work.values, total, budget, rows, columns, rate, around)
     choose_drafts(
-        costs, survival, price, expected, rate, uneven_s, policy.min_gain, policy.probe_rounds,
-        around, work.notes, work.values, work.shuffled, work.draft_next,
+        costs, survival, price, expected, rate, uneven_s, policy.min_gain,
+        policy.probe_rounds, around, work.notes, work.values, work.shuffled, work.draft_next,
     )  # fmt: skip
     if costs.shaped and budget == rows * columns:
         work.lengths[:rows] = columns

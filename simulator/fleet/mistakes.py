@@ -1,7 +1,8 @@
-"""Beliefs that are wrong on purpose: a stale cost table, confidences that drifted.
+"""Beliefs that are wrong on purpose: a stale table, confidences that drifted, deciding for free.
 
-Owns what "wrong by 20 %" means. The truth of a simulation stays what it was; only what the policy
-plans with changes. Knows no policy's reaction.
+Owns what "wrong by 20 %" means. The policy plans with another world than the simulation's: for most
+mistakes the plans change and the truth stays. What deciding costs changes no plan of most policies,
+so there the truth is dearer than the prices say. Knows no policy's reaction.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.schema import StepTable
+from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
+from sglang_dspark.core.costs.schema import AdaptiveCost, StepTable
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.scenario import Scenario
 
@@ -30,6 +31,8 @@ class Mistake:
     """Factor on the confidence logits."""
     logit_shift: float = 0.0
     """Added to the confidence logits, after the factor."""
+    deciding_share: float = 0.0
+    """Of the smallest forward: what deciding costs a step in truth, beyond its price."""
 
 
 MISTAKES = (
@@ -39,6 +42,7 @@ MISTAKES = (
     Mistake(label="confidence logits +0.5", logit_shift=0.5),
     Mistake(label="confidence logits × 0.8", logit_scale=0.8),
     Mistake(label="confidence logits × 1.25", logit_scale=1.25),
+    Mistake(label="deciding free, costs 10 % of a step", deciding_share=0.1),
 )
 
 
@@ -71,6 +75,14 @@ def mispriced(model: CostModel, factor: float) -> CostModel:
     return replace(model, kind="table", table=table, roofline=None, graphs=graphs)
 
 
+def dearer_deciding(model: CostModel, share: float) -> CostModel:
+    """The model in which each step that decides takes so much of the smallest forward longer."""
+    known = model.adaptive or AdaptiveCost(step_s=0.0, origin="analytic")
+    more_s = share * float(model.verify_curve.at(np.ones(1))[0])
+    adaptive = replace(known, step_s=known.step_s + more_s)
+    return replace(model, schema_version=SCHEMA_VERSION, adaptive=adaptive)
+
+
 def miscalibrated(file: PolicyFile, gamma: int, mistake: Mistake) -> PolicyFile:
     """The policy reading logits z as ``scale z + shift``: its own calibration follows after."""
     inverse_temperature, bias = file.calibration.arrays(gamma)
@@ -91,7 +103,10 @@ def mistaken(scenario: Scenario, mistake: Mistake) -> Scenario:
     policy = scenario.policy
     if (mistake.logit_scale, mistake.logit_shift) != (1.0, 0.0):
         policy = miscalibrated(policy, scenario.acceptance.gamma, mistake)
-    return replace(scenario, belief=belief, policy=policy)
+    truth = scenario.cost_model
+    if mistake.deciding_share:
+        truth = dearer_deciding(truth, mistake.deciding_share)
+    return replace(scenario, cost_model=truth, belief=belief, policy=policy)
 
 
 def believes(file: PolicyFile) -> bool:

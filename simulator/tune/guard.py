@@ -20,6 +20,8 @@ REGRET_LIMIT = 0.02
 """Share of throughput that may be lost at low load to the best of the other policies."""
 LOW_LOADS = (1, 2, 4)
 """Clients of one replica."""
+LADDER = (1, 2, 4, 8, 16, 32)
+"""The same, for where the tuned and the current policy change places."""
 DRAWS = range(1, 4)
 """Random numbers of held-out windows; the search has draw 0."""
 _FEW_DRAWS = range(1, 2)
@@ -41,6 +43,8 @@ class Examination:
     """To the current policy, at the load where most is lost."""
     low_load: list[dict[str, Any]]
     """Per number of clients: throughput, the best other policy, regret."""
+    ladder: list[dict[str, Any]]
+    """Per number of clients: throughput over the current policy's, less 1."""
     mistakes: list[dict[str, Any]]
     """Per wrong belief: the gain over the current policy there."""
 
@@ -101,6 +105,7 @@ class Guard:
         mistaken = 2 * len(MISTAKES) * len(_FEW_DRAWS)
         judged = (1 + len(self.incumbents)) * len(DRAWS)
         low = (1 + len(self.incumbents) + len(self.low_load_others)) * len(LOW_LOADS)
+        low += 2 * (len(LADDER) - len(LOW_LOADS))
         return ((judged + mistaken) * len(self.loads) + low) * len(self.windows)
 
     def examine(self, tuned: PolicyFile) -> Examination:
@@ -124,6 +129,7 @@ class Guard:
             rows=rows,
             attainment_lost=float(lost.max()),
             low_load=self._low_load(tuned),
+            ladder=self._ladder(tuned),
             mistakes=self._mistakes(tuned),
         )
 
@@ -151,6 +157,16 @@ class Guard:
                 }
             )
         return rows
+
+    def _ladder(self, tuned: PolicyFile) -> list[dict[str, Any]]:
+        current = next(iter(self.incumbents.values()))
+        loads = [Load(concurrency=clients, single=True) for clients in LADDER]
+        found = self.bench.figures([tuned, current], loads, self.windows, draws=_FEW_DRAWS)
+        ours, theirs = (overall(figures, "throughput") for figures in found)
+        return [
+            {"concurrency": clients, "gain": round(float(gained), 6)}
+            for clients, gained in zip(LADDER, ours / theirs - 1.0, strict=True)
+        ]
 
     def _mistakes(self, tuned: PolicyFile) -> list[dict[str, Any]]:
         current = next(iter(self.incumbents.values()))

@@ -41,9 +41,32 @@ def format_summary(summary: dict[str, Any]) -> str:
         f"{row['best_other']} {row['best_other_tok_s']:.0f}, regret {row['regret']:.2%}"
         for row in summary["low_load"]
     ]
+    lines.append(crossing(summary["ladder"], summary["current"]))
     lines.append(f"Gain over {summary['current']} when what it believes is wrong:")
     lines += [f"  {row['mistake']}: {_interval(row)}" for row in summary["mistakes"]]
     return "\n".join([*lines, "", *_verdict(summary)])
+
+
+_LEVEL = 0.005
+"""Of throughput: less between two policies says nothing."""
+
+
+def crossing(ladder: Sequence[dict[str, Any]], current: str) -> str:
+    """Where the tuned policy is ahead of the current one and where behind, by clients."""
+    signs: list[tuple[str, list[int]]] = []
+    for row in ladder:
+        gained = row["gain"]
+        sign = "level" if abs(gained) < _LEVEL else "ahead" if gained > 0 else "behind"
+        if not signs or signs[-1][0] != sign:
+            signs.append((sign, []))
+        signs[-1][1].append(row["concurrency"])
+    parts = [
+        f"{sign} at {loads[0]}" if len(loads) == 1 else f"{sign} from {loads[0]} to {loads[-1]}"
+        for sign, loads in signs
+    ]
+    where = f"Throughput beside {current}, by clients of one replica: {', '.join(parts)}"
+    gains = [row["gain"] for row in ladder]
+    return f"{where} ({min(gains):+.1%} to {max(gains):+.1%})."
 
 
 def _heading(summary: dict[str, Any]) -> str:

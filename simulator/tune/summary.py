@@ -110,6 +110,7 @@ def summarise(
             "policies": found.rows,
             "gains": {name: rounded(g) for name, g in found.gains.items()},
             "low_load": found.low_load,
+            "ladder": found.ladder,
             "mistakes": found.mistakes,
             "no_difference": found.no_difference,
         }

@@ -25,7 +25,8 @@ from simulator.slo import PRESETS
 from simulator.study.windows import Gain, cut_windows, split
 from simulator.tune.bench import Bench, Load, Setting
 from simulator.tune.command import main
-from simulator.tune.guard import Examination, Guard
+from simulator.tune.guard import LADDER, Examination, Guard
+from simulator.tune.report import crossing
 from simulator.tune.search import Search, score
 from simulator.tune.space import families
 from tests.simulator.replay_scenes import cost_model, scenario, trace
@@ -176,6 +177,7 @@ GOOD: dict[str, Any] = {
         {"concurrency": 1, "regret": 0.019, "best_other": "fixed"},
         {"concurrency": 4, "regret": 0.0, "best_other": "none"},
     ],
+    "ladder": [],
     "mistakes": [{"mistake": "confidence logits -0.5", "mean": 0.001}],
 }
 
@@ -214,6 +216,21 @@ def test_the_guard_gives_each_reason_a_sentence(change: dict[str, Any], parts: l
     for part in parts:
         assert part in reason
     assert reason.endswith(".")
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([0.08, 0.07, 0.01, 0.001, -0.02, -0.03],
+         "ahead from 1 to 4, level at 8, behind from 16 to 32 (-3.0% to +8.0%)."),
+        ([0.001] * 6, "level from 1 to 32 (+0.1% to +0.1%)."),
+        ([-0.01, 0.2, 0.2, 0.2, 0.2, 0.3], "behind at 1, ahead from 2 to 32 (-1.0% to +30.0%)."),
+    ],
+)  # fmt: skip
+def test_where_two_policies_change_places_is_said(gains: list[float], said: str) -> None:
+    ladder = [{"concurrency": c, "gain": g} for c, g in zip(LADDER, gains, strict=True)]
+    assert crossing(ladder, "global").endswith(f"clients of one replica: {said}")
 
 
 @pytest.mark.example
