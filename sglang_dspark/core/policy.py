@@ -22,6 +22,7 @@ from sglang_dspark.core.calibration import Calibration
 from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.costs import sglang_tables
 from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable
 from sglang_dspark.files import decode_record, did_you_mean, read_json, refuse_unknown, write_json
 
 
@@ -205,7 +206,8 @@ class SGLangPlanner(Policy):
     variants = ({"table": "sps"}, {"table": "additive"})
 
     table: str = "sps"
-    """``sps`` (floor lookup), ``additive`` (linear, clamped), or ``flat`` (none: verify all)."""
+    """What SGLang is given: ``sps`` (floor lookup), ``additive`` (linear, clamped), or ``flat``
+    (nothing: verify all). Prices read from SGLang's own file have that file as ``sps``."""
 
     def __post_init__(self) -> None:
         if self.table not in ("sps", "additive", "flat"):
@@ -214,17 +216,24 @@ class SGLangPlanner(Policy):
     def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
         """The table, dense."""
         max_tokens = max_requests * (gamma + 1)
-        if self.table == "sps":
-            steps_per_s = sglang_tables.to_sps(cost_model, gamma).dense(max_tokens)
-            return {"table": tables.TABLE_SPS, "steps_per_s": steps_per_s}
+        given = self.given(cost_model, gamma)
+        if given is None:
+            return {"table": tables.TABLE_FLAT}
+        if isinstance(given, SpsTable):
+            return {"table": tables.TABLE_SPS, "steps_per_s": given.dense(max_tokens)}
+        return {
+            "table": tables.TABLE_ADDITIVE,
+            "alpha_s": given.bias_seconds + given.dense_alpha(max_requests),
+            "theta_s": given.dense_theta(max_tokens),
+        }
+
+    def given(self, cost_model: CostModel, gamma: int) -> SpsTable | SpsAdditiveTable | None:
+        """The table that SGLang would be started with; None: without one."""
+        if self.table == "flat":
+            return None
         if self.table == "additive":
-            additive = sglang_tables.to_additive(cost_model)
-            return {
-                "table": tables.TABLE_ADDITIVE,
-                "alpha_s": additive.bias_seconds + additive.dense_alpha(max_requests),
-                "theta_s": additive.dense_theta(max_tokens),
-            }
-        return {"table": tables.TABLE_FLAT}
+            return sglang_tables.additive_table(cost_model)
+        return sglang_tables.sps_table(cost_model, gamma)
 
 
 @register
