@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from sglang_dspark.core import tables
 from sglang_dspark.core.axis import TEMPERATURE, Axis
-from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.calibration import Calibration, load_calibration
 from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.costs import sglang_tables
 from sglang_dspark.core.costs.model import CostModel
@@ -364,9 +364,16 @@ def parse_policy(text: str) -> PolicyFile:
 def load_policy(path: str | Path) -> PolicyFile:
     """Read ``{"schema_version": 1, "policy": NAME, "parameters": {...}, "calibration": {...}}``.
 
-    With ``"correction": {"cost": true, "calibration": true}`` it is corrected online.
+    ``"calibration": "sts.json"`` names a file of its own instead, SGLang's STS file among them, from
+    the policy file's folder. With ``"correction": {"cost": true, "calibration": true}`` it is
+    corrected online.
     """
     value = read_json(path)
+    if isinstance(value, dict) and "policy" not in value and "temperatures" in value:
+        raise ValueError(
+            f"{path}: holds a calibration and no policy; write a policy file that names it: "
+            f'{{"schema_version": 1, "policy": "global", "calibration": "{Path(path).name}"}}'
+        )
     if not isinstance(value, dict) or not isinstance(value.get("policy"), str):
         raise ValueError(f"{path}: a policy file is an object with the key 'policy'")
     version = value.get("schema_version")
@@ -378,8 +385,11 @@ def load_policy(path: str | Path) -> PolicyFile:
         raise ValueError(f"{path}: note {note!r} must be text; put it in quotes")
     kind = _policy_of_name(value["policy"], str(path))
     policy = decode_record(value.get("parameters", {}), kind, where=f"{path}: parameters")
-    calibration = decode_record(
-        value.get("calibration", {}), Calibration, where=f"{path}: calibration"
+    given = value.get("calibration", {})
+    calibration = (
+        load_calibration(Path(path).parent / given)
+        if isinstance(given, str)
+        else decode_record(given, Calibration, where=f"{path}: calibration")
     )
     correction = decode_record(value.get("correction", {}), Correction, where=f"{path}: correction")
     return PolicyFile(policy=policy, calibration=calibration, correction=correction, note=note)

@@ -161,7 +161,8 @@ class CostModel:
         """KV tokens one replica holds. ``ValueError`` for a model without a memory block."""
         if self.memory is None:
             raise ValueError(
-                f"cost model {self.name!r} has no memory block; add one or set kv_pool_tokens"
+                f"cost model {self.name!r} has no memory block; add one or set kv_pool_tokens in "
+                "the engine settings, which dspark prices from-server asks a server for"
             )
         return self.memory.pool_tokens
 

@@ -95,7 +95,7 @@ def _around(kind: str, tokens: int, requests: int, last_s: float) -> dict[str, A
             origin="measured",
             source=f"SGLang {kind} file",
             hardware=unstated,
-            model=unstated,
+            model="a model that the file does not name",
             dtype=unstated,
             tp=1,
             engine="SGLang",
