@@ -364,8 +364,8 @@ def parse_policy(text: str) -> PolicyFile:
 def load_policy(path: str | Path) -> PolicyFile:
     """Read ``{"schema_version": 1, "policy": NAME, "parameters": {...}, "calibration": {...}}``.
 
-    ``"calibration": "sts.json"`` names a file of its own instead, SGLang's STS file among them, from
-    the policy file's folder. With ``"correction": {"cost": true, "calibration": true}`` it is
+    ``"calibration": "sts.json"`` names a file of its own instead, be it SGLang's STS file, from the
+    policy file's folder. With ``"correction": {"cost": true, "calibration": true}`` it is
     corrected online.
     """
     value = read_json(path)

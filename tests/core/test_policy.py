@@ -99,7 +99,7 @@ def test_a_policy_file_may_name_its_calibration_sglangs_sts_file_too(tmp_path: P
     path = tmp_path / "policy.json"
     path.write_text('{"schema_version": 1, "policy": "global", "calibration": "sts.json"}')
     assert load_policy(path) == PolicyFile(policy=GlobalBudget(), calibration=sts)
-    with pytest.raises(ValueError, match="sts.json: holds a calibration and no policy; write a"):
+    with pytest.raises(ValueError, match=r"sts\.json: holds a calibration and no policy; write a"):
         parse_policy(str(tmp_path / "sts.json"))
     path.write_text('{"schema_version": 1, "policy": "global", "calibration": "absent.json"}')
     with pytest.raises(ValueError, match=r"absent\.json: cannot read"):

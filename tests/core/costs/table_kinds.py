@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_TOKENS = 120
+"""About the largest step of the states that are asked about: prices matter at every size."""
 SHAPES = ("rising", "falling", "noisy", "outlier", "dip")
 
 
 def step_seconds(rng: np.random.Generator, sizes: NDArray[Any], shape: str) -> NDArray[Any]:
     """Seconds of a step of each size."""
-    rising = rng.uniform(0.002, 0.02) + np.cumsum(rng.exponential(4e-4, sizes.size))
+    gaps = np.diff(sizes, prepend=0)
+    rising = rng.uniform(0.001, 0.004) + np.cumsum(rng.exponential(6e-5, sizes.size) * gaps)
     if shape == "falling":
         return rising[::-1].copy()
     if shape == "noisy":
-        return rising * rng.lognormal(0.0, 0.15, sizes.size)
+        return rising * rng.lognormal(0.0, 0.25, sizes.size)
     if shape == "outlier":
         rising[rng.integers(sizes.size)] *= 2.0
     if shape == "dip":
@@ -27,7 +30,7 @@ def step_seconds(rng: np.random.Generator, sizes: NDArray[Any], shape: str) -> N
 
 def sps_file(rng: np.random.Generator, shape: str) -> dict[str, Any]:
     """What SGLang's profiler writes."""
-    sizes = np.unique(rng.integers(1, 300, rng.integers(2, 40)))
+    sizes = np.unique(rng.integers(1, MOST_TOKENS, rng.integers(2, 60)))
     seconds = step_seconds(rng, sizes, shape)
     return {
         "sample_batch_tokens": sizes.tolist(),
@@ -39,7 +42,7 @@ def sps_file(rng: np.random.Generator, shape: str) -> dict[str, Any]:
 def additive_file(rng: np.random.Generator, shape: str) -> dict[str, Any]:
     """SGLang's additive table, with different probes on its two axes."""
     requests = np.unique(rng.integers(1, 48, rng.integers(1, 9)))
-    tokens = np.unique(rng.integers(1, 300, rng.integers(1, 30)))
+    tokens = np.unique(rng.integers(1, MOST_TOKENS, rng.integers(1, 60)))
     theta_s = step_seconds(rng, tokens, shape)
     alpha_s = step_seconds(rng, requests, shape) / 4
     return {

@@ -6,6 +6,7 @@ tests.runtime.steer.record_decisions``), which ``tests/runtime/steer/test_tables
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from sglang_dspark.core import Planner, load_cost_model, parse_policy
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.decide import stale_budget
 from sglang_dspark.core.tables import make_workspace
 
@@ -26,18 +28,22 @@ STEPS = 64
 """Confidences are recorded in so many equal steps, which float32 holds exactly."""
 
 
-def taken(path: Path, recorded: dict[str, Any]) -> list[tuple[int, float]]:
-    """What ``--policy sglang --cost-model`` with this file decides in the recorded states."""
+def loaded(path: Path, recorded: dict[str, Any]) -> CostModel:
+    """The table as ``--cost-model`` takes it."""
     path.write_text(json.dumps(recorded["table"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = load_cost_model(path)
+        return load_cost_model(path)
+
+
+def taken(model: CostModel, policy: str, recorded: dict[str, Any]) -> list[tuple[int, float]]:
+    """What the policy decides in the recorded states: budgets and seconds."""
     found = []
     for state in recorded["states"]:
         confidences = np.array(state["confidences"], dtype=np.float32) / np.float32(STEPS)
         rows, gamma = confidences.shape
         planner = Planner(
-            policy=parse_policy("sglang").policy, cost_model=model, gamma=gamma, max_requests=rows
+            policy=parse_policy(policy).policy, cost_model=model, gamma=gamma, max_requests=rows
         )
         budget, seconds, _ = stale_budget(
             planner.policy_tables,
@@ -55,10 +61,27 @@ def taken(path: Path, recorded: dict[str, Any]) -> list[tuple[int, float]]:
     "recorded", TABLES, ids=[f"{one['kind']}-{one['shape']}" for one in TABLES]
 )
 def test_policy_sglang_decides_as_sglang_did(recorded: dict[str, Any], tmp_path: Path) -> None:
-    found = taken(tmp_path / "table.json", recorded)
+    found = taken(loaded(tmp_path / "table.json", recorded), "sglang", recorded)
     assert [budget for budget, _ in found] == [one["budget"] for one in recorded["states"]]
     wanted = [one["step_s"] for one in recorded["states"]]
     assert [seconds for _, seconds in found] == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.law
+def test_many_of_them_are_others_where_times_only_rise(tmp_path: Path) -> None:
+    """Law: the states tell the file from its running maximum, by which steps are priced."""
+    others = 0
+    for recorded in TABLES:
+        model = loaded(tmp_path / "table.json", recorded)
+        priced = dataclasses.replace(model, sglang_sps=None, sglang_additive=None)
+        policy = "sglang" if recorded["kind"] == "sps" else "sglang:additive"
+        budgets = [budget for budget, _ in taken(priced, policy, recorded)]
+        differ = sum(
+            budget != one["budget"] for budget, one in zip(budgets, recorded["states"], strict=True)
+        )
+        assert not differ or recorded["shape"] != "rising"
+        others += differ
+    assert others > 50
 
 
 @pytest.mark.law

@@ -52,7 +52,7 @@ def main() -> None:
                 states = []
                 for _ in range(STATES_EACH):
                     rows, gamma = int(rng.integers(1, 13)), int(rng.integers(1, 8))
-                    mean = rng.uniform(0.3, 1.0)
+                    mean = rng.uniform(0.2, 0.9)
                     chances = np.clip(rng.normal(mean, 0.2, (rows, gamma)), 0.0, 1.0)
                     states.append(asked(path, np.rint(chances * STEPS).astype(int).tolist()))
                 tables.append({"kind": kind, "shape": shape, "table": table, "states": states})
