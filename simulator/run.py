@@ -21,6 +21,7 @@ from typing import Any
 import sglang_dspark
 from sglang_dspark.cli import Parser, progress_bar, run_command
 from sglang_dspark.core.compiled import base_folder
+from simulator.engine.config import EngineConfig
 from simulator.fleet.config import ROUTERS, FleetConfig
 from simulator.study.config import (
     RunConfig,
@@ -36,6 +37,7 @@ from simulator.study.metrics import paired_difference
 from simulator.study.place import claimed
 from simulator.study.report import format_notes, format_table
 from simulator.study.results import ResultFolder
+from simulator.study.server import warn_of_places
 from simulator.study.study import RunResult, perform
 from simulator.study.verdict import gain, merit_of, verdict
 
@@ -157,13 +159,19 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
 
 
 def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:
-    """Warn where a step left the range that its replica's cost model vouches for."""
+    """Warn where a step left the range that its replica's cost model vouches for, or held more
+    requests than SGLang lets run."""
+    most: dict[EngineConfig, int] = {}
     for result in results:
-        pools = study.runs[result.number].scenario.pools
-        for pool, steps in zip(pools, result.extents, strict=True):
+        scenario = study.runs[result.number].scenario
+        for pool, steps in zip(scenario.pools, result.extents, strict=True):
+            if scenario.policy.policy.drafts:
+                most[pool.engine] = max(most.get(pool.engine, 0), steps.most_requests)
             if steps.least_tokens <= steps.most_tokens:
                 pool.cost_model.warn_outside(steps.most_tokens, steps.most_requests)
                 pool.cost_model.warn_outside(steps.least_tokens, steps.most_requests)
+    for engine, requests in most.items():
+        warn_of_places(engine, requests, drafts=True)
 
 
 def _heading(summary: dict[str, Any], study: Study) -> str:

@@ -45,7 +45,7 @@ from simulator.study.config import (
 )
 from simulator.study.first_start import shown_on, warm_up
 from simulator.study.results import read_results
-from simulator.study.server import engine_of
+from simulator.study.server import engine_of, warn_of_places
 from simulator.sweep.ray_pool import connected
 from traces.superpose import more_users
 
@@ -227,7 +227,10 @@ def _outside(study: Study, findings: Findings) -> None:
     rows = [row for rows in findings.closed.values() for row in rows]
     most_tokens = max(row["most_tokens"] for row in rows)
     if most_tokens:  # else no request has a second token to decode
-        study.cost_model.warn_outside(most_tokens, max(row["most_requests"] for row in rows))
+        most_requests = max(row["most_requests"] for row in rows)
+        study.cost_model.warn_outside(most_tokens, most_requests)
+        drafts = any(run.scenario.policy.policy.drafts for run in study.runs)
+        warn_of_places(study.config.engine, most_requests, drafts=drafts)
 
 
 def _command(argv: Sequence[str] | None) -> int:

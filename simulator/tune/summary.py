@@ -12,6 +12,7 @@ from typing import Any
 import sglang_dspark
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.scenario import Scenario
+from simulator.study.server import warn_of_places
 from simulator.study.study import saturated_rate
 from simulator.study.windows import split
 from simulator.sweep.sweep import sweep
@@ -129,4 +130,5 @@ def notes(task: Task, bench: Bench) -> list[str]:
             for tokens in (max(j.most_tokens for j in decoded),
                            min(j.fewest_tokens for j in decoded)):  # fmt: skip
                 task.whole.cost_model.warn_outside(tokens, requests)
+            warn_of_places(task.whole.engine, requests, drafts=True)
     return list(dict.fromkeys([*task.warnings, *(str(w.message) for w in caught)]))
