@@ -89,8 +89,8 @@ def look(source: str) -> Found:
     if not is_launch(source):
         if not source.endswith(".json"):
             raise ValueError(
-                f"{source!r} is neither a URL, nor a .json file, nor a command in quotes that starts "
-                f"SGLang, like '{EXAMPLE}'"
+                f"{source!r} is neither a URL, nor a .json file, nor a command in quotes that "
+                f"starts SGLang, like '{EXAMPLE}'"
             )
         return _asked(read_json(source), source)
     launch = read_launch(source)

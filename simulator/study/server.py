@@ -138,8 +138,8 @@ def warn_of_places(engine: EngineConfig, most_requests: int, *, drafts: bool) ->
     if drafts and unsaid and most_requests > _SPECULATIVE_PLACES:
         warnings.warn(
             f"up to {most_requests} requests ran at a time: SGLang runs {_SPECULATIVE_PLACES} "
-            f"under speculation unless started with --max-running-requests, the simulator {limit}; give "
-            "--server what dspark prices from-server wrote, or set max_running_requests",
+            f"under speculation unless started with --max-running-requests, the simulator {limit}; "
+            "give --server what dspark prices from-server wrote, or set max_running_requests",
             stacklevel=2,
         )
 

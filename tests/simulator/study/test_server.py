@@ -14,8 +14,9 @@ import pytest
 from analysis.capacity import command as capacity
 from simulator import run
 from simulator.engine.config import EngineConfig
+from simulator.fit import from_server
 from simulator.study.config import RunConfig
-from simulator.study.server import engine_of, server_settings
+from simulator.study.server import engine_of, server_settings, warn_of_places
 from tests.simulator.fit.recorded_scenes import SERVER
 from tests.simulator.replay_scenes import cost_model
 from traces import Request, write_trace
@@ -164,3 +165,64 @@ def test_capacity_and_tune_take_the_same_flag(tmp_path: Path) -> None:
     asked = capacity._parser().parse_args(["chat", "--server", server, "-o", "report"])
     config = capacity._config(asked)
     assert config == RunConfig(trace="chat", engine=server_settings(server).engine)
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("engine", "most", "drafts", "said"),
+    [
+        (EngineConfig(), 64, True, True),
+        (EngineConfig(), 48, True, False),
+        (EngineConfig(), 64, False, False),
+        (EngineConfig(max_running_requests=64), 64, True, False),
+    ],
+)
+def test_more_requests_than_sglang_runs_unasked_are_said(
+    engine: EngineConfig, most: int, drafts: bool, said: bool
+) -> None:
+    """Case 12."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_places(engine, most, drafts=drafts)
+    words = "up to 64 requests ran at a time: SGLang runs 48 under speculation unless"
+    assert [str(warning.message).startswith(words) for warning in caught] == [True] * said
+
+
+@pytest.mark.filterwarnings("ignore:cost model")
+@pytest.mark.law
+def test_a_users_table_is_replayed_and_said_to_fall_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cases 11 and 27: the file that SGLang plans with, beside the command that starts it."""
+    table = tmp_path / "sps.json"
+    table.write_text(
+        json.dumps(
+            {
+                "sample_batch_tokens": [8, 16, 24, 32, 96],
+                "sample_steps_per_sec": [100.0, 50.0, 90.0, 80.0, 40.0],
+                "max_batch_tokens": 96,
+            }
+        )
+    )
+    server = tmp_path / "engine.json"
+    command = "sglang serve m --max-running-requests 8 --max-total-tokens 100k"
+    assert from_server.main([command, "-o", str(server)]) == 0
+    trace = tmp_path / "trace.jsonl"
+    requests = [
+        Request(request_id=str(n), arrival_s=0.1 * n, prompt_tokens=60, output_tokens=60)
+        for n in range(60)
+    ]
+    write_trace(trace, requests, source="test", command="test")
+    words = [str(trace), "--policy", "sglang", "--policy", "global", "--jobs", "1", "--check"]
+    words += ["--cost-model", str(table), "--config", str(server)]
+    capsys.readouterr()
+    assert run.main([*words, "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    sentence = f"{table}: 16 tokens take 20 ms and the 2 probes after it, 24 to 32 tokens, "
+    assert said.err.count(sentence) == 1
+    assert sum(note.startswith(sentence) for note in summary["warnings"]) == 1
+    # Under SGLang's reading 24 tokens are cheaper than 16, under the prices they never are.
+    of = "verify_tokens_per_request_step"
+    verified = {row["policy"]: row[of] for row in summary["policies"]}
+    assert verified["sglang"] > verified["global"]
