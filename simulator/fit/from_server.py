@@ -224,7 +224,7 @@ def _main(argv: Sequence[str] | None) -> None:
         examples=[
             "http://127.0.0.1:30000 -o engine.json",
             "server_info.json -o engine.json",
-            '"python -m sglang.launch_server --model-path MODEL --tp 4" -o engine.json',
+            '"python -m sglang.launch_server ..." -o engine.json',
         ],
         page="docs/fleet.md",
     )

@@ -105,6 +105,7 @@ def test_a_result_s_config_repeats_the_run(load: list[str], trace: Path, tmp_pat
     assert contents(first) == contents(again)
 
 
+@pytest.mark.filterwarnings("ignore:up to")  # how many run at a time does not matter here
 @pytest.mark.example
 def test_a_policy_file_with_calibration_replays(trace: Path, tmp_path: Path) -> None:
     policy = tmp_path / "tuned.json"
@@ -323,6 +324,7 @@ def test_a_signal_leaves_a_partial_result_marked_as_such(
     assert pq.read_table(out / "requests.parquet").num_rows > 0
 
 
+@pytest.mark.filterwarnings("ignore:up to")  # how many run at a time does not matter here
 @pytest.mark.example
 @pytest.mark.filterwarnings("ignore:cost model")
 def test_where_there_is_no_steady_state_there_is_no_figure(

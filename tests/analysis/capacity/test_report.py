@@ -26,6 +26,9 @@ from simulator.fleet.mistakes import MISTAKES
 from tests.waiting import HUNG_S, wait_until
 from traces import Request, load_trace, write_trace
 
+# SGLang would run fewer at a time; that is said, and does not matter here.
+pytestmark = pytest.mark.filterwarnings("ignore:up to")
+
 FILES = ["report.html", "report.json", "report.pdf"]
 POLICIES = ("none", "fixed", "global")
 FLAGS = [*(part for name in POLICIES for part in ("--policy", name)), "--rate", "16", "1"]

@@ -141,6 +141,7 @@ def test_a_night_between_two_days_changes_no_capacity() -> None:
     assert without_idle(day)[1] == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:up to")  # how many run at a time does not matter here
 @pytest.mark.example
 def test_the_tuner_and_the_report_say_the_same_of_a_tuned_file(
     written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

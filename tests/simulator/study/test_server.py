@@ -188,7 +188,7 @@ def test_more_requests_than_sglang_runs_unasked_are_said(
     assert [str(warning.message).startswith(words) for warning in caught] == [True] * said
 
 
-@pytest.mark.filterwarnings("ignore:cost model")
+@pytest.mark.filterwarnings("ignore:cost model", "always:.*take 20 ms")
 @pytest.mark.law
 def test_a_users_table_is_replayed_and_said_to_fall_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

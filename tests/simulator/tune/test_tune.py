@@ -287,6 +287,7 @@ def interrupted(arguments: list[str], journal: Path, lines: int) -> str:
     return errors
 
 
+@pytest.mark.filterwarnings("ignore:up to")  # how many run at a time does not matter here
 @pytest.mark.law
 def test_the_same_bytes_for_any_number_of_jobs_also_after_ctrl_c(
     short_trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
