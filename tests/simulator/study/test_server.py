@@ -154,14 +154,18 @@ def test_a_recorded_server_is_replayed_as_it_was(
     assert config["engine"]["kv_pool_tokens"] == 2000
 
 
+@pytest.mark.filterwarnings("ignore:cost model")
 @pytest.mark.example
 def test_capacity_and_tune_take_the_same_flag(tmp_path: Path) -> None:
     from simulator.tune.command import _parser as tune
-    from simulator.tune.task import common_flags
+    from simulator.tune.task import common_flags, load_task
 
     server = str(told(tmp_path))
     flags = tune().parse_args(["chat", "--server", server])
     assert common_flags(flags)["engine"] == engine_of(server)
+    task = load_task(flags)
+    assert task.config.engine == engine_of(server)
+    assert f"--server {server}" in task.command, "what makes the same policy again"
     asked = capacity._parser().parse_args(["chat", "--server", server, "-o", "report"])
     config = capacity._config(asked)
     assert config == RunConfig(trace="chat", engine=server_settings(server).engine)
