@@ -148,8 +148,9 @@ def lines(found: Found) -> list[str]:
         for name, remedy in _ELSEWHERE.items()
         if _set(told.get(name))
     ]
-    if found.launch is not None and told.get("speculative_algorithm") == "DSPARK":
-        text.append(f"NOTE: {_today(found.launch)}")
+    today = _today(found)
+    if today:
+        text.append(f"NOTE: {today}")
     text += [f"NOTE: {line}" for line in found.settings.not_simulated]
     others = unread(found)
     if others:
@@ -162,11 +163,22 @@ def _set(value: Any) -> bool:
 
 
 def _brief(name: str, value: Any) -> str:
+    decode = value.get("decode") if isinstance(value, dict) else None
+    if isinstance(decode, dict):  # the lists of all sizes are in the file
+        return f"{name} {decode.get('backend')} up to {decode.get('max_bs')} requests"
     return name if value is True else f"{name} {value}"[:100]
 
 
-def _today(launch: Launch) -> str:
-    """What SGLang's own DSPARK verifies when it is started so, as a policy."""
+def _today(found: Found) -> str:
+    """What decides there now, as ``--current`` takes it; empty where it is not known."""
+    launch = found.launch
+    if launch is None:
+        states = found.told.get("internal_states") or [{}]
+        plugin = states[0].get("dspark") if isinstance(states[0], dict) else None
+        policy = plugin.get("policy") if isinstance(plugin, dict) else None
+        return f"this project's plugin decides there by --current {policy}" if policy else ""
+    if launch.told.get("speculative_algorithm") != "DSPARK":
+        return ""
     mode = launch.environment.get(_MODE, "static")
     if mode == "static":
         return (

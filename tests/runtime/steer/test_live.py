@@ -18,6 +18,7 @@ from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.survival import sigmoid
 from sglang_dspark.logs.step_log import read
+from simulator.fit.from_server import lines, look
 from tests.runtime.servers import Nursery, dspark_arguments
 from tests.runtime.serving_checks import settle
 from tests.runtime.serving_client import Job, serve, server_info
@@ -79,7 +80,13 @@ def test_every_step_of_a_live_run_is_sglangs(
         outcomes = serve(server.url, jobs, concurrency=12)
         assert [one.tokens for one in outcomes] == greedy.answers, server.log[-3000:]
         shown = server_info(server.url)["internal_states"][0]
+        told = look(server.url)
         settle(log)
+    assert told.settings.engine.kv_pool_tokens == shown["memory_usage"]["token_capacity"]
+    assert told.settings.speculative
+    said = "\n".join(lines(told))
+    assert f"speculative_num_draft_tokens {GAMMA + 1}" in said
+    assert f"this project's plugin decides there by --current {policy}" in said
     cfg = sglang.DSparkScheduleConfig(gamma=GAMMA)
     own = shown["dspark_info_record"]["records"]
     steps = list(read(log))
