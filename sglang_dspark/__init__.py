@@ -9,6 +9,7 @@ In order of import; none knows what stands below it:
 - ``cli``: how every command ends
 - ``commands``: every command once, by its words after ``dspark`` and its ``python -m`` path
 - ``listing``: the command ``dspark list``
+- ``price_export``: the command ``dspark prices export``
 - ``core``: what the server and the simulator share, state in, plan out (numpy and numba only)
 - ``logs``: what a server was asked, decided and saw come of it (neither torch nor SGLang)
 - ``draft``: the drafter and its training (PyTorch)

@@ -85,6 +85,16 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "sglang_dspark.runtime.step_log",
         ),
     ),
+    "Prices": (
+        _command(
+            "prices from-server", "simulator.fit.from_server",
+            "take a server's engine settings, from itself or its command",
+        ),
+        _command(
+            "prices export", "sglang_dspark.price_export",
+            "write a cost model as SGLang's own table",
+        ),
+    ),
     "Drafters": (
         _command("draft demo", f"{_DRAFT}.demo.command", "all of these on a tiny model"),
         _command(

@@ -50,6 +50,12 @@ _TOLD_BY_RANK = {
 """The same of its ``internal_states``, one for each data-parallel rank."""
 
 
+def told_by_rank(info: dict[str, Any]) -> dict[str, list[Any]]:
+    """Of /server_info, what each data-parallel rank tells, by the names of ``server.json``."""
+    states = info.get("internal_states") or []
+    return {name: [state.get(key) for state in states] for name, key in _TOLD_BY_RANK.items()}
+
+
 @dataclass(kw_only=True)
 class _Scheduler:
     """What is remembered of one data-parallel rank."""
@@ -128,10 +134,7 @@ class Pull:
             raise Unreachable(f"{self.client.url}: {error}") from None
 
     def _describe(self, info: dict[str, Any]) -> None:
-        told = {name: info[name] for name in _TOLD if name in info}
-        states = info["internal_states"]
-        for name, key in _TOLD_BY_RANK.items():
-            told[name] = [state.get(key) for state in states]
+        told = {name: info[name] for name in _TOLD if name in info} | told_by_rank(info)
         write_json(
             self.folder / "server.json",
             {"url": self.client.url, "asked_s": time.time(), **told},

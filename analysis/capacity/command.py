@@ -231,7 +231,8 @@ def _outside(study: Study, findings: Findings) -> None:
     rows = [row for rows in findings.closed.values() for row in rows]
     most_tokens = max(row["most_tokens"] for row in rows)
     if most_tokens:  # else no request has a second token to decode
-        study.cost_model.warn_outside(most_tokens, max(row["most_requests"] for row in rows))
+        most_requests = max(row["most_requests"] for row in rows)
+        study.cost_model.warn_outside(most_tokens, most_requests)
 
 
 def _command(argv: Sequence[str] | None) -> int:

@@ -18,10 +18,11 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from sglang_dspark.core import tables
 from sglang_dspark.core.axis import TEMPERATURE, Axis
-from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.calibration import Calibration, load_calibration
 from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.costs import sglang_tables
 from sglang_dspark.core.costs.model import CostModel
+from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable
 from sglang_dspark.files import decode_record, did_you_mean, read_json, refuse_unknown, write_json
 
 
@@ -205,7 +206,8 @@ class SGLangPlanner(Policy):
     variants = ({"table": "sps"}, {"table": "additive"})
 
     table: str = "sps"
-    """``sps`` (floor lookup), ``additive`` (linear, clamped), or ``flat`` (none: verify all)."""
+    """What SGLang is given: ``sps`` (floor lookup), ``additive`` (linear, clamped), or ``flat``
+    (nothing: verify all). Prices read from SGLang's own file have that file as ``sps``."""
 
     def __post_init__(self) -> None:
         if self.table not in ("sps", "additive", "flat"):
@@ -214,17 +216,24 @@ class SGLangPlanner(Policy):
     def table_fields(self, cost_model: CostModel, gamma: int, max_requests: int) -> dict[str, Any]:
         """The table, dense."""
         max_tokens = max_requests * (gamma + 1)
-        if self.table == "sps":
-            steps_per_s = sglang_tables.to_sps(cost_model, gamma).dense(max_tokens)
-            return {"table": tables.TABLE_SPS, "steps_per_s": steps_per_s}
+        given = self.given(cost_model, gamma)
+        if given is None:
+            return {"table": tables.TABLE_FLAT}
+        if isinstance(given, SpsTable):
+            return {"table": tables.TABLE_SPS, "steps_per_s": given.dense(max_tokens)}
+        return {
+            "table": tables.TABLE_ADDITIVE,
+            "alpha_s": given.bias_seconds + given.dense_alpha(max_requests),
+            "theta_s": given.dense_theta(max_tokens),
+        }
+
+    def given(self, cost_model: CostModel, gamma: int) -> SpsTable | SpsAdditiveTable | None:
+        """The table that SGLang would be started with; None: without one."""
+        if self.table == "flat":
+            return None
         if self.table == "additive":
-            additive = sglang_tables.to_additive(cost_model)
-            return {
-                "table": tables.TABLE_ADDITIVE,
-                "alpha_s": additive.bias_seconds + additive.dense_alpha(max_requests),
-                "theta_s": additive.dense_theta(max_tokens),
-            }
-        return {"table": tables.TABLE_FLAT}
+            return sglang_tables.additive_table(cost_model)
+        return sglang_tables.sps_table(cost_model, gamma)
 
 
 @register
@@ -355,9 +364,16 @@ def parse_policy(text: str) -> PolicyFile:
 def load_policy(path: str | Path) -> PolicyFile:
     """Read ``{"schema_version": 1, "policy": NAME, "parameters": {...}, "calibration": {...}}``.
 
-    With ``"correction": {"cost": true, "calibration": true}`` it is corrected online.
+    ``"calibration": "sts.json"`` names a file of its own instead, be it SGLang's STS file, from the
+    policy file's folder. With ``"correction": {"cost": true, "calibration": true}`` it is
+    corrected online.
     """
     value = read_json(path)
+    if isinstance(value, dict) and "policy" not in value and "temperatures" in value:
+        raise ValueError(
+            f"{path}: holds a calibration and no policy; write a policy file that names it: "
+            f'{{"schema_version": 1, "policy": "global", "calibration": "{Path(path).name}"}}'
+        )
     if not isinstance(value, dict) or not isinstance(value.get("policy"), str):
         raise ValueError(f"{path}: a policy file is an object with the key 'policy'")
     version = value.get("schema_version")
@@ -369,8 +385,11 @@ def load_policy(path: str | Path) -> PolicyFile:
         raise ValueError(f"{path}: note {note!r} must be text; put it in quotes")
     kind = _policy_of_name(value["policy"], str(path))
     policy = decode_record(value.get("parameters", {}), kind, where=f"{path}: parameters")
-    calibration = decode_record(
-        value.get("calibration", {}), Calibration, where=f"{path}: calibration"
+    given = value.get("calibration", {})
+    calibration = (
+        load_calibration(Path(path).parent / given)
+        if isinstance(given, str)
+        else decode_record(given, Calibration, where=f"{path}: calibration")
     )
     correction = decode_record(value.get("correction", {}), Correction, where=f"{path}: correction")
     return PolicyFile(policy=policy, calibration=calibration, correction=correction, note=note)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # numba takes a second, and most processes only pass the sett
 PREFIX = "speculative_dspark_"
 HELP = {
     "policy": "How many draft tokens to verify: {policies}, or a policy.json (default: global).",
-    "cost_model": "What a step costs on this hardware: a shipped name or a .json file; a policy "
-    "other than {unpriced} needs one.",
+    "cost_model": "What a step costs on this hardware: a shipped name or a .json file, be it "
+    "SGLang's own SPS table; a policy other than {unpriced} needs one.",
     "step_log": "Write every step's state, plan and outcome under this folder (default: off).",
     "step_log_mb": "Megabytes the step log may take; the oldest go first (default: 256).",
     "request_log": "Write every request's lengths, times and prefix hashes, no text, under this "

@@ -9,4 +9,5 @@ In order of import:
 - ``gaps``: times of steps, and of the gaps in which prompts ran
 - ``logged_steps``: a step log as the fits read it
 - ``calibrate``: the command ``dspark calibrate``
+- ``from_server``: the command ``dspark prices from-server``
 """

@@ -9,7 +9,8 @@ In order of import:
 - ``study``: a list of runs, rows in the order asked for
 - ``first_start``: the kernel is there before anything begins
 - ``verdict``: what a comparison comes to
-- ``server``: what was recorded of a server, as engine settings
+- ``launch``: a command that starts SGLang, read
+- ``server``: what a server tells of itself, as engine settings
 - ``config``: what ``dspark run`` runs
 - ``report``: the table a person reads
 - ``windows``: a trace in windows, and what one is worth

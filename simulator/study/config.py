@@ -22,7 +22,7 @@ from sglang_dspark.core.policy import (
     policy_forms,
     policy_label,
 )
-from sglang_dspark.files import read_record
+from sglang_dspark.files import decode_record, read_json
 from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance, shipped_profiles
 from simulator.acceptance.whose import default_profile, mismatch
 from simulator.engine.config import PLACES, SPECULATIVE_PLACES, EngineConfig
@@ -105,15 +105,23 @@ class RunConfig:
         return wanted if wanted in labels else labels[0]
 
 
-def load_run_config(path: str | Path) -> RunConfig:
-    """Read a ``--config`` file; unknown keys and wrong types are errors."""
-    return read_record(path, RunConfig)
+def load_run_config(path: str | Path, trace: str | None = None) -> RunConfig:
+    """Read a ``--config`` file; unknown keys and wrong types are errors.
+
+    ``trace`` stands for the file's own, which may be left out then.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and trace is not None:
+        value["trace"] = trace
+    if isinstance(value, dict) and "trace" not in value:
+        raise ValueError(f"{path}: names no trace; give one beside it, for example chat")
+    return decode_record(value, RunConfig, where=str(path))
 
 
 def first_config(config_file: str | None, trace: str | None) -> RunConfig:
     """What a command begins from: its ``--config`` file, or else the trace and the defaults."""
     if config_file:
-        return load_run_config(config_file)
+        return load_run_config(config_file, trace)
     if trace:
         return RunConfig(trace=trace)
     raise ValueError("no trace given; name one, for example chat")
@@ -233,8 +241,8 @@ def flag_help(name: str) -> str:
     return {
         "trace": f"request trace: {', '.join(shipped_traces())}, or a .jsonl file",
         "policy": f"{policy_forms()}, or a policy file",
-        "cost_model": f"what a step costs: {', '.join(shipped_cost_models())}, or a .json file "
-        f"(default: {DEFAULT_COST_MODEL})",
+        "cost_model": f"what a step costs: {', '.join(shipped_cost_models())}, or a .json file, "
+        f"be it SGLang's own SPS table (default: {DEFAULT_COST_MODEL})",
         "acceptance": f"what is accepted: {', '.join(shipped_profiles())}, or a .json or .parquet "
         f"file (default: the cost model's own, else {DEFAULT_PROFILE})",
         "slo": f"bounds on latency: {', '.join(PRESETS)}, or two numbers like 500:30 "
@@ -245,8 +253,8 @@ def flag_help(name: str) -> str:
         "warm_up": "share of the trace's time left out of the figures at each end, while the "
         f"server fills and empties (default: {WARM_UP:g})",
         "rate": f"arrivals X times as fast (default: {RunConfig.rate:g})",
-        "server": "server.json that traces record wrote: its settings are the engine's, in place "
-        "of those of --config",
+        "server": "what traces record (server.json) or prices from-server wrote: its settings are "
+        "the engine's, in place of those of --config",
         "max_running_requests": "requests that decode together on a replica (default: SGLang's, "
         f"{SPECULATIVE_PLACES} under speculation, else {PLACES})",
         "seed": f"of acceptance and confidences (default: {RunConfig.seed})",

@@ -37,6 +37,8 @@ class Task:
     current: str
     """What runs today, as the command names it."""
     config_file: str | None
+    server: str | None
+    """What ``--server`` named."""
     objective: str
     tuned_policies: tuple[str, ...]
     """Names to choose of; empty for all."""
@@ -71,6 +73,8 @@ class Task:
             words += ["--policy", name]
         if self.config_file:
             words += ["--config", self.config_file]
+        if self.server:
+            words += ["--server", self.server]
         for name in ("cost_model", "acceptance", "rate", "replicas", "seed"):
             if getattr(config, name) != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
@@ -99,6 +103,7 @@ def load_task(arguments: argparse.Namespace) -> Task:
         config=study.config,
         current=arguments.current,
         config_file=arguments.config,
+        server=arguments.server,
         objective=arguments.objective,
         tuned_policies=names,
         families=families(names, whole.acceptance.gamma, whole.policy.calibration, run.slo),

@@ -28,7 +28,8 @@ from sglang_dspark.core.correction import (
     nothing_learned,
 )
 from sglang_dspark.core.costs.model import load_cost_model
-from sglang_dspark.core.costs.sglang_tables import SpsTable, from_sps
+from sglang_dspark.core.costs.sglang_files import SpsTable
+from sglang_dspark.core.costs.sglang_tables import from_sps
 from sglang_dspark.core.costs.tables import (
     UNIFORM,
     CostTables,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.calibration import Calibration, save_sts
 from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.policy import (
     POLICIES,
@@ -89,6 +89,21 @@ def test_a_policy_file_comes_back_as_it_went(
     save_policy(path, file)
     assert load_policy(path) == parse_policy(str(path)) == file
     assert ("correction" in path.read_text()) == (correction != Correction())
+
+
+@pytest.mark.example
+def test_a_policy_file_may_name_its_calibration_sglangs_sts_file_too(tmp_path: Path) -> None:
+    """Case 27: from the policy file's folder."""
+    sts = Calibration(temperatures=(1.5, 0.7), dataset="own", ece_before=(0.1, 0.2))
+    save_sts(tmp_path / "sts.json", sts)
+    path = tmp_path / "policy.json"
+    path.write_text('{"schema_version": 1, "policy": "global", "calibration": "sts.json"}')
+    assert load_policy(path) == PolicyFile(policy=GlobalBudget(), calibration=sts)
+    with pytest.raises(ValueError, match=r"sts\.json: holds a calibration and no policy; write a"):
+        parse_policy(str(tmp_path / "sts.json"))
+    path.write_text('{"schema_version": 1, "policy": "global", "calibration": "absent.json"}')
+    with pytest.raises(ValueError, match=r"absent\.json: cannot read"):
+        load_policy(path)
 
 
 @pytest.mark.example

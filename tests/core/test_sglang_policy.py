@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.sglang_tables import SpsAdditiveTable, SpsTable
+from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.tables import SGLANG, TABLE_ADDITIVE, TABLE_SPS, PolicyTables
 from tests.core.plain_policies import best_first, costs_of, decided, policy_of, survivals

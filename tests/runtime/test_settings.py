@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from sglang_dspark.core.corrected_planner import CorrectedPlanner
 from sglang_dspark.core.correction import Correction
 from sglang_dspark.core.costs.model import as_json, decode_cost_model, load_cost_model
+from sglang_dspark.core.costs.sglang_files import load_sglang_table
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.state import BatchState
 from sglang_dspark.runtime import settings
 from sglang_dspark.runtime.settings import Settings, check
+from tests.core.costs.table_kinds import FILES
 
 SHIPPED = "h200-qwen3-8b-analytic"
 GAMMA = 7
@@ -117,6 +119,16 @@ def test_a_cost_model_without_draft_times_fits_every_draft_length(tmp_path: Path
     path = tmp_path / "costs.json"
     path.write_text(json.dumps(value))
     assert checked(gamma=3, cost_model=str(path)).cost_model.draft is None
+
+
+@pytest.mark.example
+@pytest.mark.parametrize("kind", FILES)
+def test_sglangs_own_table_is_a_cost_model_here_too(kind: str, tmp_path: Path) -> None:
+    """Case 27, with the file that SGLang itself would be given."""
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(FILES[kind](np.random.default_rng(3), "rising")))
+    found = checked(policy="sglang", cost_model=str(path)).cost_model
+    assert found.sglang_table == load_sglang_table(path)
 
 
 @pytest.mark.example

@@ -2,11 +2,14 @@
 
 In order of import:
 
+- ``bounds``: how long a step of any server can take
 - ``schema``: the parts of a cost-model file and what is refused in them
 - ``roofline``: step times from a model's config and a GPU's data sheet
 - ``fit``: measured seconds to the parts of an additive model
 - ``curve``: seconds as a function of a size, from probes and a rule beyond them
 - ``tables``: dense arrays, and the compiled functions that price a step
-- ``model``: ``CostModel``, the file as a whole and the shipped ones by name
-- ``sglang_tables``: SGLang's own cost-table files, in and out
+- ``sglang_files``: SGLang's own cost-table files, and how it reads them
+- ``sglang_prices``: what they price, as blocks of a cost model
+- ``model``: ``CostModel``, the file as a whole; any by its file, the shipped ones by name
+- ``sglang_tables``: what a cost model looks like to SGLang's planner
 """

@@ -7,7 +7,8 @@ step in ``tables``. Knows no policy and no clock.
 A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
 ``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may
 leave those out: they are derived from its config and data sheet. Schema 2 added ``drafter``;
-schema 3 the shapes of a step, ``ragged`` and ``adaptive``, and ``overlapped``.
+schema 3 the shapes of a step, ``ragged`` and ``adaptive``, and ``overlapped``. What was read from
+SGLang's own table carries it as ``sglang_sps`` or ``sglang_additive``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from sglang_dspark.core.costs.bounds import MOST_STEP_S, refuse_outside
 from sglang_dspark.core.costs.curve import Curve, additive_curve, roofline_curve, table_curve
 from sglang_dspark.core.costs.roofline import RooflineCost
 from sglang_dspark.core.costs.schema import (
@@ -45,12 +47,20 @@ from sglang_dspark.core.costs.schema import (
     Watts,
     check_choice,
 )
+from sglang_dspark.core.costs.sglang_files import (
+    SpsAdditiveTable,
+    SpsTable,
+    decode_sglang_table,
+    is_sglang_table,
+)
+from sglang_dspark.core.costs.sglang_prices import falling, priced
 from sglang_dspark.core.costs.tables import CostTables
 from sglang_dspark.files import atomic_write, decode_record, did_you_mean, read_json
 
 SCHEMA_VERSION = 3
 READABLE = (1, 2, 3)
-_SINCE = {"drafter": 2, "overlapped": 3, "ragged": 3, "adaptive": 3}
+_SINCE = {"drafter": 2, "overlapped": 3, "ragged": 3, "adaptive": 3,
+          "sglang_sps": 3, "sglang_additive": 3}  # fmt: skip
 KINDS = ("table", "additive", "roofline")
 SHIPPED = Path(__file__).parents[2] / "cost_models"
 
@@ -90,6 +100,11 @@ class CostModel:
     memory: Memory | None = None
     """None: the KV pool must be given elsewhere."""
     watts: Watts | None = None
+    sglang_sps: SpsTable | None = None
+    """SGLang's own file that the prices were made of, by which policy ``sglang`` decides as SGLang
+    does from it; None: the policy decides by what SGLang's profiler would write for this model."""
+    sglang_additive: SpsAdditiveTable | None = None
+    """The same for the other kind of file; at most one of the two."""
 
     def __post_init__(self) -> None:
         if self.schema_version not in READABLE:
@@ -115,6 +130,8 @@ class CostModel:
             if getattr(self, part) is None:
                 raise ValueError(f"the {part!r} block is missing; only kind 'roofline' derives it")
         self._check_range()
+        if self.sglang_sps is not None and self.sglang_additive is not None:
+            raise ValueError("sglang_sps and sglang_additive: prices are of one table; keep one")
 
     def _derive(self, roofline: RooflineCost) -> None:
         """Fill the parts that the file left to the formulas."""
@@ -159,9 +176,15 @@ class CostModel:
         """KV tokens one replica holds. ``ValueError`` for a model without a memory block."""
         if self.memory is None:
             raise ValueError(
-                f"cost model {self.name!r} has no memory block; add one or set kv_pool_tokens"
+                f"cost model {self.name!r} has no memory block; add one or set kv_pool_tokens in "
+                "the engine settings, which dspark prices from-server asks a server for"
             )
         return self.memory.pool_tokens
+
+    @property
+    def sglang_table(self) -> SpsTable | SpsAdditiveTable | None:
+        """SGLang's own file that the prices were made of, None for any other model."""
+        return self.sglang_sps or self.sglang_additive
 
     @property
     def acceptance(self) -> str | None:
@@ -327,6 +350,35 @@ def decode_cost_model(value: Any, *, where: str) -> CostModel:
     return decode_record(value, CostModel, where=where)
 
 
+def from_sglang(table: SpsTable | SpsAdditiveTable, *, name: str) -> CostModel:
+    """A cost model of the prices in SGLang's own file, which it carries for policy ``sglang``."""
+    return CostModel(schema_version=SCHEMA_VERSION, name=name, **priced(table))
+
+
+def _refuse_unphysical(model: CostModel, path: Path) -> None:
+    """``ValueError`` for times that no server takes, milliseconds for instance."""
+    if model.table is not None:
+        probes = zip(model.table.tokens, model.table.seconds, strict=True)
+        for tokens, seconds in probes:
+            refuse_outside(seconds, what=f"{path}: table: {seconds:g} at {tokens} tokens")
+    if model.additive is not None:
+        part = model.additive
+        for end in (0, -1):
+            seconds = part.bias_s + part.alpha_s[end] + part.theta_s[end]
+            refuse_outside(
+                seconds,
+                what=f"{path}: additive: bias_s {part.bias_s:g}, alpha_s {part.alpha_s[end]:g} and "
+                f"theta_s {part.theta_s[end]:g}",
+            )
+    lone = {
+        "draft: seconds": model.draft.seconds[-1] if model.draft else 0.0,
+        "host: step_s": model.host.step_s if model.host else 0.0,
+    }
+    for name, seconds in lone.items():
+        if seconds > MOST_STEP_S:
+            refuse_outside(seconds, what=f"{path}: {name} {seconds:g}")
+
+
 def shipped_cost_models() -> list[str]:
     """Names of the cost models that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.json"))
@@ -348,10 +400,10 @@ def describe_shipped() -> list[dict[str, Any]]:
 
 
 def load_cost_model(name_or_path: str | Path) -> CostModel:
-    """A shipped cost model by name, or any by its file's path.
+    """A shipped cost model by name, or any by its file's path, SGLang's own tables among them.
 
-    ``ValueError`` naming the shipped ones when there is neither, or saying what is wrong with the
-    file.
+    A file is told by its content. ``ValueError`` naming the shipped ones when there is neither, or
+    saying what is wrong with the file; a warning where SGLang's table falls as steps grow.
     """
     text = str(name_or_path)
     names = shipped_cost_models()
@@ -364,5 +416,32 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
             f"no cost model {text!r}; {did_you_mean(text, names)}shipped: {', '.join(names)}; "
             "or give a .json file"
         )
+    value = read_json(path)
     # Results call a user's file what the user calls it.
-    return dataclasses.replace(decode_cost_model(read_json(path), where=str(path)), name=path.stem)
+    if is_sglang_table(value):
+        return _load_sglang(value, path)
+    if isinstance(value, dict) and "temperatures" in value:
+        raise ValueError(
+            f"{path}: holds a calibration and no prices; name it as 'calibration' in a policy file"
+        )
+    model = dataclasses.replace(decode_cost_model(value, where=str(path)), name=path.stem)
+    _refuse_unphysical(model, path)
+    return model
+
+
+def _load_sglang(value: Any, path: Path) -> CostModel:
+    table = decode_sglang_table(value, where=str(path))
+    try:
+        model = from_sglang(table, name=path.stem)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    drop = falling(table)
+    if drop:
+        warnings.warn(
+            f"{path}: {drop}: such steps are priced like the slower one before them, while policy "
+            f"sglang decides by the file as it is, like SGLang; if that is noise, measure again, "
+            f"or give SGLang what dspark prices export {path} --to "
+            f"{'sglang-sps' if model.sglang_sps else 'sglang-additive'} writes, which only rises",
+            stacklevel=3,
+        )
+    return model

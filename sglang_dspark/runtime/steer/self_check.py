@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
-from sglang_dspark.core.policy import policy_label
+from sglang_dspark.core.policy import SGLangPlanner, policy_label
 from sglang_dspark.core.state import BatchState
-from sglang_dspark.core.tables import TABLE_ADDITIVE
 from sglang_dspark.runtime.steer import targets
 from sglang_dspark.runtime.steer.decision import Decider, fill_logits
 
@@ -83,13 +81,12 @@ def _same_table(theirs: Any, decider: Decider, cost_model: CostModel) -> None:
     """``ValueError`` when SGLang was given a table that the policy does not decide by."""
     if len(getattr(theirs, "sample_batch_tokens", ())) == 1:
         return  # none was given
-    exported = (
-        to_additive(cost_model)
-        if decider.planner.policy_tables.table == TABLE_ADDITIVE
-        else to_sps(cost_model, decider.planner.gamma)
-    )
-    ours = dataclasses.asdict(exported)
-    if any(
+    policy = decider.planner.policy
+    if not isinstance(policy, SGLangPlanner):
+        return
+    given = policy.given(cost_model, decider.planner.gamma)
+    ours = {} if given is None else dataclasses.asdict(given)
+    if not ours or any(
         list(getattr(theirs, name, ())) != list(ours[name]) for name in ours if _is_list(ours[name])
     ):
         raise ValueError(

@@ -14,15 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_dspark.core.costs.model import load_cost_model, shipped_cost_models
-from sglang_dspark.core.costs.sglang_tables import (
-    SpsAdditiveTable,
-    SpsTable,
-    from_additive,
-    from_sps,
-    load_sglang_table,
-    to_additive,
-    to_sps,
-)
+from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable, load_sglang_table
+from sglang_dspark.core.costs.sglang_tables import from_additive, from_sps, to_additive, to_sps
 from sglang_dspark.core.costs.tables import RAGGED, UNIFORM, decode_step_seconds, verify_seconds
 
 SPS = SpsTable(

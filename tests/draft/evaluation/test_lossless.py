@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from sglang_dspark.core import BatchState, Planner, VerifyPlan, parse_policy
-from sglang_dspark.core.costs.sglang_tables import SpsTable, from_sps
+from sglang_dspark.core.costs.sglang_files import SpsTable
+from sglang_dspark.core.costs.sglang_tables import from_sps
 from sglang_dspark.draft.data.sampler import answer_tokens
 from sglang_dspark.draft.evaluation import rejection
 from sglang_dspark.draft.evaluation.decode import Decoded, PlansLengths, speculate

@@ -15,7 +15,8 @@ import torch
 from sglang_dspark.core import BatchState, VerifyPlan, parse_policy
 from sglang_dspark.core.corrected_planner import CorrectedPlanner
 from sglang_dspark.core.correction import Correction, Outcome, factors
-from sglang_dspark.core.costs.sglang_tables import SpsTable, from_sps
+from sglang_dspark.core.costs.sglang_files import SpsTable
+from sglang_dspark.core.costs.sglang_tables import from_sps
 from sglang_dspark.draft.evaluation import rejection
 from sglang_dspark.draft.evaluation.sampling import Sampling
 from tests.draft.evaluation.lossless_checks import LEAST, pair_law, pairs_p, place_counts, uniform_p

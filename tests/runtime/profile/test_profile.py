@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from sglang_dspark.core.costs.model import load_cost_model
-from sglang_dspark.core.costs.sglang_tables import SpsAdditiveTable, SpsTable, load_sglang_table
+from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable, load_sglang_table
 from sglang_dspark.runtime.profile import command as profile
 from sglang_dspark.runtime.profile.fit import DecodePoint, PrefillPoint, fit
 from sglang_dspark.runtime.profile.grid import Grid, Journal, Limits, grid_of

@@ -37,6 +37,7 @@ collect_ignore = (
         "test_failures.py",
         "test_live.py",
         "test_command.py",
+        "test_tables.py",
     ]
 )
 

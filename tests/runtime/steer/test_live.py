@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor
 
 from sglang_dspark.core import load_cost_model
+from sglang_dspark.core.costs.sglang_files import SpsTable
+from sglang_dspark.core.costs.sglang_prices import falling
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.survival import sigmoid
 from sglang_dspark.logs.step_log import read
+from simulator.fit.from_server import lines, look
 from tests.runtime.servers import Nursery, dspark_arguments
 from tests.runtime.serving_checks import settle
 from tests.runtime.serving_client import Job, serve, server_info
@@ -28,16 +32,30 @@ def confidences(logits: Floats) -> Tensor:
 
 
 @pytest.mark.law
+@pytest.mark.filterwarnings("ignore:.* tokens take ")  # the noisy table falls
 @pytest.mark.parametrize(
-    ("policy", "overlap"), [("sglang", True), ("sglang", False), ("sglang:additive", True)]
+    ("policy", "overlap", "noisy"),
+    [
+        ("sglang", True, False),
+        ("sglang", False, False),
+        ("sglang:additive", True, False),
+        ("sglang", True, True),  # SGLang's own noisy file is the cost model, too
+    ],
 )
 def test_every_step_of_a_live_run_is_sglangs(
-    policy: str, overlap: bool, sglang: Any, pair: Pair, nursery: Nursery, greedy: Greedy,
-    tmp_path: Path,
+    policy: str, overlap: bool, noisy: bool, sglang: Any, pair: Pair, nursery: Nursery,
+    greedy: Greedy, tmp_path: Path,
 ) -> None:  # fmt: skip
     costs = write_costs(tmp_path / "costs.json", token_share=0.3, requests=8)
     model = load_cost_model(costs)
     exported = to_additive(model) if "additive" in policy else to_sps(model, GAMMA)
+    if noisy:
+        assert isinstance(exported, SpsTable)
+        noise = np.random.default_rng(4).lognormal(0.0, 0.2, len(exported.sample_steps_per_sec))
+        rates = tuple((np.array(exported.sample_steps_per_sec) * noise).tolist())
+        exported = dataclasses.replace(exported, sample_steps_per_sec=rates)
+        assert falling(exported)
+        costs = tmp_path / "table.json"
     exported.save(tmp_path / "table.json")
     table = sglang.load_sps_table_from_path(str(tmp_path / "table.json"))
     arguments = dspark_arguments(
@@ -62,7 +80,13 @@ def test_every_step_of_a_live_run_is_sglangs(
         outcomes = serve(server.url, jobs, concurrency=12)
         assert [one.tokens for one in outcomes] == greedy.answers, server.log[-3000:]
         shown = server_info(server.url)["internal_states"][0]
+        told = look(server.url)
         settle(log)
+    assert told.settings.engine.kv_pool_tokens == shown["memory_usage"]["token_capacity"]
+    assert told.settings.speculative
+    said = "\n".join(lines(told))
+    assert f"speculative_num_draft_tokens {GAMMA + 1}" in said
+    assert f"this project's plugin decides there by --current {policy}" in said
     cfg = sglang.DSparkScheduleConfig(gamma=GAMMA)
     own = shown["dspark_info_record"]["records"]
     steps = list(read(log))

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from sglang_dspark.core import Planner, load_cost_model
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.sglang_tables import (
-    SpsAdditiveTable,
-    SpsTable,
-    from_additive,
-    from_sps,
-    to_additive,
-    to_sps,
-)
+from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable
+from sglang_dspark.core.costs.sglang_tables import from_additive, from_sps, to_additive, to_sps
 from sglang_dspark.core.policy import SGLangPlanner
 from sglang_dspark.runtime.steer.decision import fill_logits
 

@@ -14,6 +14,7 @@ import pytest
 from analysis.capacity import command as capacity
 from simulator import run
 from simulator.engine.config import EngineConfig
+from simulator.fit import from_server
 from simulator.study.config import RunConfig
 from simulator.study.server import engine_of, server_settings
 from tests.simulator.fit.recorded_scenes import SERVER
@@ -37,6 +38,7 @@ def test_what_the_recorder_knows_is_the_engine(tmp_path: Path) -> None:
         max_prefill_tokens=16384,
         prefill_decode_interval=4,
         min_free_slots_delay=1,
+        disable_overlap_schedule=True,
         page_size=16,
         kv_pool_tokens=100_000,
     )
@@ -73,9 +75,9 @@ def test_servers_differ(tmp_path: Path, changes: Any, field: str, value: Any) ->
 
 @pytest.mark.example
 def test_what_is_simulated_otherwise_is_said(tmp_path: Path) -> None:
-    path = told(tmp_path, disable_overlap_schedule=False, dp_size=2, schedule_policy="lpm")
+    path = told(tmp_path, dp_size=2, schedule_policy="lpm")
     lines = server_settings(path).not_simulated
-    assert [any(word in line for line in lines) for word in ("overlap", "ranks", "'lpm'")]
+    assert [any(word in line for line in lines) for word in ("ranks", "'lpm'")]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         engine_of(str(path))
@@ -153,14 +155,58 @@ def test_a_recorded_server_is_replayed_as_it_was(
     assert config["engine"]["kv_pool_tokens"] == 2000
 
 
+@pytest.mark.filterwarnings("ignore:cost model")
 @pytest.mark.example
 def test_capacity_and_tune_take_the_same_flag(tmp_path: Path) -> None:
     from simulator.tune.command import _parser as tune
-    from simulator.tune.task import common_flags
+    from simulator.tune.task import common_flags, load_task
 
     server = str(told(tmp_path))
     flags = tune().parse_args(["chat", "--server", server])
     assert common_flags(flags)["engine"] == engine_of(server)
+    task = load_task(flags)
+    assert task.config.engine == engine_of(server)
+    assert f"--server {server}" in task.command, "what makes the same policy again"
     asked = capacity._parser().parse_args(["chat", "--server", server, "-o", "report"])
     config = capacity._config(asked)
     assert config == RunConfig(trace="chat", engine=server_settings(server).engine)
+
+
+@pytest.mark.filterwarnings("ignore:cost model", "always:.*take 20 ms")
+@pytest.mark.law
+def test_a_users_table_is_replayed_and_said_to_fall_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cases 11 and 27: the file that SGLang plans with, beside the command that starts it."""
+    table = tmp_path / "sps.json"
+    table.write_text(
+        json.dumps(
+            {
+                "sample_batch_tokens": [8, 16, 24, 32, 96],
+                "sample_steps_per_sec": [100.0, 50.0, 90.0, 80.0, 40.0],
+                "max_batch_tokens": 96,
+            }
+        )
+    )
+    server = tmp_path / "engine.json"
+    command = "sglang serve m --max-running-requests 8 --max-total-tokens 100k"
+    assert from_server.main([command, "-o", str(server)]) == 0
+    trace = tmp_path / "trace.jsonl"
+    requests = [
+        Request(request_id=str(n), arrival_s=0.1 * n, prompt_tokens=60, output_tokens=60)
+        for n in range(60)
+    ]
+    write_trace(trace, requests, source="test", command="test")
+    words = [str(trace), "--policy", "sglang", "--policy", "global", "--jobs", "1", "--check"]
+    words += ["--cost-model", str(table), "--config", str(server)]
+    capsys.readouterr()
+    assert run.main([*words, "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    sentence = f"{table}: 16 tokens take 20 ms and the 2 probes after it, 24 to 32 tokens, "
+    assert said.err.count(sentence) == 1
+    assert sum(note.startswith(sentence) for note in summary["warnings"]) == 1
+    # Under SGLang's reading 24 tokens are cheaper than 16, under the prices they never are.
+    of = "verify_tokens_per_request_step"
+    verified = {row["policy"]: row[of] for row in summary["policies"]}
+    assert verified["sglang"] > verified["global"]
