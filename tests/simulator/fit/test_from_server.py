@@ -131,7 +131,7 @@ def test_without_speculation_what_sglang_derives_is_said(
 @pytest.mark.example
 def test_chunks_that_are_off_are_shown_so(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = out_of(capsys, "sglang serve m --chunked-prefill-size -1")
-    assert "chunked_prefill_size     off" in out
+    assert "chunked_prefill_size      off" in out
 
 
 @pytest.mark.example
@@ -179,7 +179,7 @@ def test_a_running_server_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture
         server.answer = json.dumps(INFO).encode()
         status, out, _ = out_of(capsys, server.url, "-o", str(file))
     assert status == 0
-    assert "max_running_requests     24                told\n" in out
+    assert "max_running_requests      24                told\n" in out
     assert "sesame" not in out + file.read_text()
     assert json.loads(file.read_text())["provenance"]["settings_from"].endswith("/server_info")
 
