@@ -19,7 +19,7 @@ from analysis.series import Series
 from analysis.style import FAINT, INK, log_axis, plain_axis
 
 Line = tuple[Sequence[float], Sequence[float | None]]
-_MISTAKE_MARKERS = "<>v^sD"
+_MISTAKE_MARKERS = "<>v^sDP"
 
 
 def draw_sizes(

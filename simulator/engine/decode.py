@@ -370,13 +370,13 @@ def decode_step(
     if speculative:
         draft(memory, engine, acceptance, inverse_temperature, bias, policy.as_sglang)
     ended = take_ended(memory, engine)
-    requests = state.running + ended[0]
+    requests = state.running
     context = context_tokens(memory)
     tokens, step_s, predicted_s, expected, reason = plan_and_time(
         memory, engine, truth, belief, policy, work, context, ended
     )
-    context += ended[2]
     state.now_s += step_s
+    verified = tokens - ended[1] - requests
     committed, finished = commit(memory, engine, work, speculative)
     state.leaving += finished
     return Step(
@@ -386,7 +386,7 @@ def decode_step(
         expected_tokens=expected,
         stop_reason=reason,
         computed_tokens=tokens,
-        verify_tokens=tokens - requests,
+        verify_tokens=verified,
         committed_tokens=committed,
         prefill_tokens=0,
         context_tokens=context,

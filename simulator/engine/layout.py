@@ -158,7 +158,8 @@ STEP = np.dtype(
     ],
     align=True,
 )
-"""One engine step. ``computed_tokens`` is M, ``verify_tokens`` the draft tokens among them;
+"""One engine step. ``requests`` are those it serves and ``verify_tokens`` their draft tokens;
+``computed_tokens`` is M, with what is computed once more of those that ended in the step before;
 ``running`` and ``queued`` are the requests decoding and waiting when the step ends."""
 
 

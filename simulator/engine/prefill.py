@@ -202,7 +202,8 @@ def _finish(memory: Memory, engine: Engine, n: int) -> int:
         request.generated += 1
         state.committed_tokens += 1
         if request.generated >= request.output_limit:
-            note_end(memory, r, 1)
+            if not engine.prefill_only:  # else nobody decodes here
+                note_end(memory, r, 1)
             finish_request(memory, engine, r)
             finished += 1
             state.batch_full = 0
@@ -236,7 +237,7 @@ def prefill_step(
         _, finished = commit(memory, engine, work, False)
         state.batch_full = 0 if finished > 0 else state.batch_full
     ended = _finish(memory, engine, admitted)
-    if engine.overlap:
+    if engine.overlap and not engine.prefill_only:
         state.leaving += ended
     finished += ended
     committed = state.committed_tokens - committed

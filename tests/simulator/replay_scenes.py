@@ -14,6 +14,8 @@ from simulator.fleet.scenario import Scenario
 from traces import Trace
 
 PROFILE = load_acceptance("dspark-qwen3-4b")
+NO_OVERLAP = {"disable_overlap_schedule": True}
+"""The engine of laws that are about something else than what overlap adds."""
 
 
 def cost_model(**changes: Any) -> CostModel:

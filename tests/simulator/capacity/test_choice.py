@@ -24,7 +24,7 @@ from simulator.tune.bench import Bench
 from simulator.tune.command import main as tune
 from simulator.tune.guard import Guard
 from simulator.tune.task import load_task
-from tests.simulator.replay_scenes import scenario, trace
+from tests.simulator.replay_scenes import NO_OVERLAP, scenario, trace
 from traces import Request, write_trace
 
 SLO = PRESETS["interactive"]
@@ -54,7 +54,7 @@ def test_a_choice_is_the_tuners_verdict(written: Path, rate: float) -> None:
     arguments = argparse.Namespace(
         trace=str(written), config=None, jobs=1, current="global", policy=None, objective="in_slo",
         cost_model=None, acceptance=None, replicas=None, rate=rate, concurrency=None,
-        slo="interactive", seed=None, server=None,
+        slo="interactive", seed=None, server=None, max_running_requests=None,
     )  # fmt: skip
     task = load_task(arguments)
     names = ("global", "fixed", "none", "goodput")
@@ -83,7 +83,7 @@ def test_a_choice_is_the_tuners_verdict(written: Path, rate: float) -> None:
 def test_a_policy_that_gains_is_chosen_and_one_that_fails_elsewhere_is_not() -> None:
     requests = trace(400, rate=12.0)
     policies = {name: parse_policy(name) for name in ("none", "fixed", "global")}
-    base = scenario("none", requests)
+    base = scenario("none", requests, engine={"max_running_requests": 256, **NO_OVERLAP})
     bench = make_bench(base, SLO, jobs=1, ray=None, journal=None, on_done=lambda n: None)
     overloaded = choose(bench, policies, "none", 2.0)
     assert overloaded.policy in ("fixed", "global")

@@ -337,13 +337,13 @@ class ReferenceEngine:
         lengths = self._plan() if self.speculative and rows else [0] * rows
         shape = self._shape(lengths, drafted)
         computed = rows + sum(lengths) + sum(verified for verified, _ in ended)
-        batch = rows + len(ended)
+        batch, verified = rows + len(ended), sum(lengths)
         drafted += len(ended) if self.speculative else 0
         context += float(sum(kv for _, kv in ended))
         self.now_s += decode_step_seconds(self.truth, computed, batch, drafted, context, shape)
         committed = self._commit(lengths, outcomes)
         self.leaving += rows - len(self.running)
-        self._log(start_s, batch, computed, computed - batch, committed, 0)
+        self._log(start_s, rows, computed, verified, committed, 0)
 
     def _draw(self, q: _Request) -> int:
         """The request's round happens, drafted for or not; what is not drafted nobody sees."""

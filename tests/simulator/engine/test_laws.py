@@ -22,7 +22,7 @@ from simulator.engine.layout import (
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Outcome
 from simulator.study.metrics import request_times
-from tests.simulator.replay_scenes import cost_model, scenario, trace
+from tests.simulator.replay_scenes import NO_OVERLAP, cost_model, scenario, trace
 
 SERVICE_S = 0.1
 
@@ -38,7 +38,7 @@ def single_server(arrival_s: Any, service_tokens: Any) -> Outcome:
     )
     engine = {
         "max_running_requests": 1, "chunked_prefill_size": 10**9, "max_prefill_tokens": 10**9,
-        "kv_pool_tokens": 10**9,
+        "kv_pool_tokens": 10**9, **NO_OVERLAP,
     }  # fmt: skip
     return simulate(scenario("none", requests, engine=engine, cost_model=model))
 
@@ -168,7 +168,7 @@ def test_a_full_batch_waits_for_places_and_for_who_finished_to_go(
 
 @pytest.mark.law
 def test_littles_law_links_the_batch_in_the_step_log_to_request_latencies() -> None:
-    outcome, steps = logged(scenario("fixed", trace(4000, rate=40.0)))
+    outcome, steps = logged(scenario("fixed", trace(4000, rate=40.0), engine=NO_OVERLAP))
     ends = steps["start_s"] + steps["duration_s"]
     # The population that each step leaves behind lasts as long as the next step. A request that
     # arrives within a step is queued after it: it is added from then to the end of the next one.

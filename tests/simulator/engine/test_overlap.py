@@ -75,7 +75,8 @@ def test_who_ends_stays_one_step_longer() -> None:
     requests, steps = replayed([0.0, 0.052], [4, 1])
     assert requests["finish_s"][0] == pytest.approx(0.05)
     assert kinds(steps) == "PDDDDPD"
-    assert steps["requests"].tolist() == [1] * 7
+    assert steps["requests"].tolist() == [1, 1, 1, 1, 0, 1, 0]
+    assert steps["computed_tokens"][steps["kind"] == DECODE_STEP].tolist() == [1] * 5
     assert steps["committed_tokens"].tolist() == [1, 1, 1, 1, 0, 1, 0]
     assert requests["first_token_s"][1] == pytest.approx(0.06 + 0.02)
     alone, steps = replayed([0.0, 0.052], [4, 1], engine={"disable_overlap_schedule": True})
@@ -90,7 +91,7 @@ def test_a_prefill_between_is_enough_to_know_who_ended() -> None:
     assert kinds(steps) == "PDDPDDD"
     # The first ends in the step before the prefill, and is in no decode step after it.
     assert requests["finish_s"][0] == pytest.approx(0.04)
-    assert steps["requests"][steps["kind"] == DECODE_STEP].tolist() == [1, 1, 1, 1, 1]
+    assert steps["computed_tokens"][steps["kind"] == DECODE_STEP].tolist() == [1, 1, 1, 1, 1]
 
 
 @pytest.mark.law
@@ -99,7 +100,7 @@ def test_an_ended_request_is_computed_with_as_many_tokens_as_it_verified_last() 
     *_, before, last = steps
     assert last["committed_tokens"] == 0
     assert (before["computed_tokens"], last["computed_tokens"]) == (6, 6)
-    assert (before["verify_tokens"], last["verify_tokens"]) == (5, 5)
+    assert (before["verify_tokens"], last["verify_tokens"]) == (5, 0)
 
 
 @pytest.mark.law
@@ -127,7 +128,7 @@ def test_places_of_who_ended_are_free_once_that_is_known() -> None:
     engine = {"max_running_requests": 2}
     requests, steps = replayed([0.0, 0.0, 0.01], [3, 9, 2], engine=engine)
     assert kinds(steps[:6]) == "PDDDDP"
-    assert steps["requests"][:6].tolist() == [2, 2, 2, 2, 1, 1]
+    assert steps["computed_tokens"][1:5].tolist() == [2, 2, 2, 1]
     assert requests["first_token_s"][2] == pytest.approx(0.08)
 
 

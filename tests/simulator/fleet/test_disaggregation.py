@@ -23,7 +23,7 @@ from simulator.fleet.config import (
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Outcome
 from simulator.study.metrics import measure, request_times
-from tests.simulator.replay_scenes import scenario, trace
+from tests.simulator.replay_scenes import NO_OVERLAP, scenario, trace
 
 KV_BYTES = 10**5  # per token, of the hand-made cost model
 TRANSFER = TransferConfig(bytes_per_s=1e10, latency_s=0.005)
@@ -98,10 +98,10 @@ def test_decoding_never_starts_before_the_transfer_ended(
 @pytest.mark.law
 def test_the_first_token_comes_as_if_nobody_decoded() -> None:
     requests = trace(300, rate=12.0, block_tokens=64)
-    outcome, _ = apart(requests)
+    outcome, _ = apart(requests, engine=NO_OVERLAP)
     alone = trace(300, rate=12.0, block_tokens=64)
     alone.output_tokens[:] = 1
-    prefill = simulate(scenario("fixed", alone, engine={"admission_new_tokens": 1}))
+    prefill = simulate(scenario("fixed", alone, engine={"admission_new_tokens": 1, **NO_OVERLAP}))
     np.testing.assert_array_equal(
         outcome.requests["first_token_s"], prefill.requests["first_token_s"]
     )

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simulator.engine.config import EngineConfig
 from simulator.fleet.fleet import simulate
 from simulator.fleet.scenario import Scenario
 from simulator.slo import PRESETS
 from simulator.study.config import RunConfig, load_study
 from simulator.study.metrics import measure, request_times
-from tests.simulator.replay_scenes import scenario, trace
+from tests.simulator.replay_scenes import NO_OVERLAP, scenario, trace
 
 SLO = PRESETS["standard"]
 
@@ -38,7 +39,7 @@ def test_a_tiny_closed_loop_by_hand() -> None:
     Each pair takes one prefill and ten decode steps, s seconds. Finish 2 is at s, and with it
     requests 3 and 4 are sent; 5 and 6 go at 2 s, 7 at 3 s. Between s and 3 s four requests end.
     """
-    row = row_of(scenario("none", equal_requests(7), concurrency=2))
+    row = row_of(scenario("none", equal_requests(7), concurrency=2, engine=NO_OVERLAP))
     pair_s = row["from_s"]
     assert row["duration_s"] == pytest.approx(2 * pair_s, rel=1e-6)
     assert row["judged"] == 3
@@ -54,7 +55,7 @@ def test_a_tiny_closed_loop_by_hand() -> None:
 
 @pytest.mark.example
 def test_one_client_has_a_request_at_a_time() -> None:
-    outcome = simulate(scenario("none", equal_requests(12), concurrency=1))
+    outcome = simulate(scenario("none", equal_requests(12), concurrency=1, engine=NO_OVERLAP))
     row = measure(outcome, SLO)
     latency_s = float(outcome.requests["finish_s"][0])
     assert row["judged"] == 10
@@ -135,6 +136,7 @@ def test_a_full_batch_of_the_shipped_trace_without_ramp_and_drain() -> None:
         RunConfig(
             trace="mixed", policies=("none", "fixed"), concurrency=(192, 256),
             cost_model="b300x4-dsv4-flash-vllm", acceptance="dspark-qwen3-4b",
+            engine=EngineConfig(max_running_requests=256),
         )
     )  # fmt: skip
     outcomes = [simulate(run.scenario) for run in study.runs]
