@@ -27,6 +27,7 @@ from sglang_dspark.core.costs.curve import Curve, additive_curve, roofline_curve
 from sglang_dspark.core.costs.roofline import RooflineCost
 from sglang_dspark.core.costs.schema import (
     AdditiveCost,
+    ComposedOf,
     ContextCost,
     DraftCost,
     FitError,
@@ -66,6 +67,8 @@ class CostModel:
     """None where nothing was fitted."""
     drafter: PricedDrafter | None = None
     """None: the file does not say whose drafting it prices, as none of schema 1 does."""
+    operators: ComposedOf | None = None
+    """None: the model was not composed of operators."""
     table: StepTable | None = None
     additive: AdditiveCost | None = None
     roofline: RooflineCost | None = None
@@ -322,8 +325,8 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
         path = Path(text)
     else:
         raise ValueError(
-            f"no cost model {text!r}; {did_you_mean(text, names)}shipped: {', '.join(names)}; "
-            "or give a .json file"
+            f"no cost model {text!r}; {did_you_mean(text, names)}dspark list cost-models shows "
+            "those that ship; or give a .json file"
         )
     # Results call a user's file what the user calls it.
     return dataclasses.replace(decode_cost_model(read_json(path), where=str(path)), name=path.stem)
