@@ -85,6 +85,12 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "sglang_dspark.runtime.step_log",
         ),
     ),
+    "Prices without a server": (
+        _command(
+            "prices build", "sglang_dspark.core.costs.composed.command",
+            "compose a step's cost of operators timed one by one", "sglang_dspark.prices",
+        ),
+    ),
     "Drafters": (
         _command("draft demo", f"{_DRAFT}.demo.command", "all of these on a tiny model"),
         _command(

@@ -8,5 +8,6 @@ In order of import:
 - ``curve``: seconds as a function of a size, from probes and a rule beyond them
 - ``tables``: dense arrays, and the compiled functions that price a step
 - ``model``: ``CostModel``, the file as a whole and the shipped ones by name
+- ``composed``: a model from operators that were timed one by one
 - ``sglang_tables``: SGLang's own cost-table files, in and out
 """

@@ -94,7 +94,7 @@ def relative_rises(design: Floats, seconds: Floats) -> Floats:
 
 
 def rises_relative_to(whole: Floats) -> Loss:
-    """As ``relative_rises``, where the seconds are a part of ``whole`` [S] and errors count by it."""
+    """As ``relative_rises``, of seconds that are a part of ``whole`` [S]: errors count by that."""
 
     def loss(design: Floats, seconds: Floats) -> Floats:
         x, scale = _scaled(design)

@@ -6,7 +6,9 @@ In order of import:
 - ``gpus``: the GPUs by name, as their data sheets state them
 - ``targets``: the models by name or ``config.json``, and how they are spread over GPUs
 - ``assumed``: the seconds of what no table holds, from a data sheet
-- ``operators``: the operators of one model with their measured seconds, from aiconfigurator-core
+- ``package``: aiconfigurator-core, whose tables they are, and a model compiled by it
+- ``sizes``: bytes of weights and of keys and values
+- ``operators``: the operators of one model with their measured seconds
 - ``step``: a verify step of R requests and M tokens as bias + alpha(R) + theta(M) + context
 - ``drafting``: one block of a drafter's tokens
 - ``prefill``: prompts as base + token + pair

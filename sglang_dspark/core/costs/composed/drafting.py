@@ -88,18 +88,26 @@ def _or(gamma: int | None, otherwise: int) -> int:
 
 
 def _like(target: Target) -> Target:
-    """Dense layers of the target's width; of heads and feed-forward what a dense model has."""
+    """Dense layers of the target's width, its heads and feed-forward where it has such.
+
+    Else heads of 128, as many as the width holds rounded up to a power of two (so that they can be
+    cut), 8 for keys and values, and a feed-forward of three widths.
+    """
     text, hidden = target.text, target.whole("hidden_size")
     gqa = {"head_dim", "num_key_value_heads"} <= set(text) and "kv_lora_rank" not in text
     gqa = gqa and "compress_ratios" not in text
     wide = text.get("intermediate_size") or 0
     shape = {
         "head_dim": text["head_dim"] if gqa else _HEAD_WIDTH,
-        "num_attention_heads": text["num_attention_heads"] if gqa else hidden // _HEAD_WIDTH,
+        "num_attention_heads": text["num_attention_heads"] if gqa else _heads(hidden),
         "num_key_value_heads": text["num_key_value_heads"] if gqa else 8,
         "intermediate_size": wide if isinstance(wide, int) and wide >= 2 * hidden else 3 * hidden,
     }
     return _dense(hidden=hidden, vocabulary=target.whole("vocab_size"), depth=_DEPTH, **shape)
+
+
+def _heads(hidden: int) -> int:
+    return 1 << (-(-hidden // _HEAD_WIDTH) - 1).bit_length()
 
 
 def _dense(*, hidden: int, vocabulary: int, depth: int, **shape: int) -> Target:
@@ -198,5 +206,5 @@ def kv_bytes(plan: DraftPlan, target: Operators, dense: Operators | None) -> flo
     if plan.kind == "stages":
         return 0.0
     if dense is None:
-        return plan.layers / target.layers * target.kv_bytes()
-    return dense.kv_bytes()
+        return plan.layers / target.layers * target.kv_bytes
+    return dense.kv_bytes

@@ -35,12 +35,8 @@ def _gpu(
 
 
 GPUS = {
-    "h100": _gpu(
-        "H100 SXM 80GB", "h100_sxm", tflops=989, tb_per_s=3.35, gigabytes=80, watts=700
-    ),
-    "h200": _gpu(
-        "H200 SXM 141GB", "h200_sxm", tflops=989, tb_per_s=4.8, gigabytes=141, watts=700
-    ),
+    "h100": _gpu("H100 SXM 80GB", "h100_sxm", tflops=989, tb_per_s=3.35, gigabytes=80, watts=700),
+    "h200": _gpu("H200 SXM 141GB", "h200_sxm", tflops=989, tb_per_s=4.8, gigabytes=141, watts=700),
     "b200": _gpu("B200 180GB", "b200_sxm", tflops=2250, tb_per_s=8.0, gigabytes=180, watts=1000),
     "b300": _gpu("B300 288GB", "b300_sxm", tflops=2250, tb_per_s=8.0, gigabytes=288, watts=1400),
     "gb200": _gpu("GB200 186GB", "gb200", tflops=2500, tb_per_s=8.0, gigabytes=186, watts=1200),

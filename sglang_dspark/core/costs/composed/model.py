@@ -16,13 +16,8 @@ from sglang_dspark.core.costs.composed import drafting
 from sglang_dspark.core.costs.composed.assumed import MBU, MFU
 from sglang_dspark.core.costs.composed.drafting import DraftPlan
 from sglang_dspark.core.costs.composed.gpus import Gpu
-from sglang_dspark.core.costs.composed.operators import (
-    MEASURED,
-    Operators,
-    Priced,
-    package_version,
-    quiet,
-)
+from sglang_dspark.core.costs.composed.operators import MEASURED, Operators, Priced
+from sglang_dspark.core.costs.composed.package import PACKAGE, package_version, quiet
 from sglang_dspark.core.costs.composed.prefill import compose_prefill
 from sglang_dspark.core.costs.composed.step import (
     CONTEXTS,
@@ -57,6 +52,8 @@ _MOST_REQUESTS = 256
 _TYPICAL = (32, 2048)
 """Requests and context of the step whose measured share the file states."""
 _USABLE = 0.88
+_SPARE = 1.02
+"""Room for keys and values, at the least, in shares of the weights."""
 _IDLE_SHARE = 0.1
 _EAGER_LAYER_S = 1e-4
 _WORDS_NOT_MEASURED = 12
@@ -67,7 +64,6 @@ class Order:
     """What is asked for."""
 
     target: Target
-    gpu_name: str
     gpu: Gpu
     layout: Layout
     plan: DraftPlan | None
@@ -160,7 +156,7 @@ def _provenance(order: Order, operators: Operators) -> Provenance:
     return Provenance(
         origin="composed",
         source=f"{order.target.source}; operators timed by NVIDIA on {order.gpu.sheet.name}, from "
-        f"aiconfigurator-core {package_version()} (Apache-2.0)",
+        f"{PACKAGE} {package_version()} (Apache-2.0)",
         hardware=f"{layout.tp}x {order.gpu.sheet.name}",
         model=order.target.label,
         dtype=f"{operators.dtype}; KV {operators.kv_dtype}",
@@ -245,16 +241,17 @@ def _prefill(operators: Operators) -> PrefillCost:
 
 def _memory(order: Order, operators: Operators, dense: Operators | None) -> Memory:
     plan, gpus = order.plan, order.layout.tp
-    weights, per_token = operators.weights_bytes, operators.kv_bytes()
+    weights, per_token = operators.weights_bytes, operators.kv_bytes
     if plan is not None:
         weights += drafting.weights_bytes(plan, operators, dense)
         per_token += drafting.kv_bytes(plan, operators, dense)
     capacity = order.gpu.sheet.memory_bytes
-    if weights + per_token > _USABLE * gpus * capacity:
-        least = math.ceil(weights / (_USABLE * capacity)) + 1
+    if weights * _SPARE > _USABLE * gpus * capacity:
+        enough = 2 ** math.ceil(math.log2(_SPARE * weights / (_USABLE * capacity)))
         raise ValueError(
-            f"weights of {weights:.3g} bytes do not fit {_USABLE:g} of {gpus} x {capacity:.3g} "
-            f"bytes ({order.gpu.sheet.name}); --tp {1 << (least - 1).bit_length()} would hold them"
+            f"{order.target.label} in {operators.dtype}: weights of {weights / 1e9:.1f} GB, the "
+            f"drafter's included, do not fit {_USABLE:g} of {gpus} x {capacity / 1e9:g} GB "
+            f"({order.gpu.sheet.name}); --tp {enough} would hold them"
         )
     return Memory(
         gpus=gpus,
@@ -297,7 +294,7 @@ def _composed_of(operators: Operators, typical: list[Priced], width: int) -> Com
     named = sorted(others, key=lambda said: -others[said])[:_WORDS_NOT_MEASURED]
     requests, context = _TYPICAL
     return ComposedOf(
-        source="aiconfigurator-core",
+        source=PACKAGE,
         version=f"{package_version()}, {operators.engine} {operators.engine_version}",
         measured_share=1.0 - sum(others.values()) / total,
         not_measured=tuple(named),

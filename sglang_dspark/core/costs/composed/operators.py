@@ -1,51 +1,25 @@
 """``Operators``: one model's operators on one kind of GPU, with the seconds their tables hold.
 
-The only module that imports ``aiconfigurator_core`` (the extra ``operators``), and that only when
-it is called. Owns what is an attention, what is missing and what stands in for it. Knows no step:
-whoever asks says how many requests and tokens an operator sees.
+Owns which operator is an attention, which are beside each other, and what stands in for a time that
+no table holds. Knows no step: whoever asks says how many rows an operator sees.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from sglang_dspark.core.costs.composed import sizes
 from sglang_dspark.core.costs.composed.assumed import Assumed
 from sglang_dspark.core.costs.composed.gpus import Gpu
+from sglang_dspark.core.costs.composed.package import compiled
 from sglang_dspark.core.costs.composed.targets import Layout, Target
 
 MEASURED = "silicon"
 ASSUMED = "data sheet"
-_KERNELS = ("GenerationAttention", "GenerationMLA", "ContextAttention", "ContextMLA")
-_KV_SAMPLE_TOKENS = 4096
-
-
-def hub_configs() -> dict[str, Path]:
-    """By name on the hub: the configurations that the operator package brings."""
-    import aiconfigurator_core
-    from aiconfigurator_core.sdk.common import DefaultHFModels
-
-    folder = Path(aiconfigurator_core.__file__).parent / "model_configs"
-    ending = "_config.json"
-    files = {
-        file.name.removesuffix(ending).replace("--", "/"): file
-        for file in sorted(folder.glob(f"*{ending}"))
-    }
-    # Of any other name the package would ask the hub.
-    return {name: file for name, file in files.items() if name in DefaultHFModels}
-
-
-def package_version() -> str:
-    """The version of the operator package."""
-    from importlib import metadata
-
-    return metadata.version("aiconfigurator-core")
 
 
 class Priced(NamedTuple):
@@ -63,9 +37,9 @@ class Operator:
 
     name: str
     index: int
-    """Its place in the compiled list."""
+    """Its place in the compiled list; -1 for one without."""
     wire: str
-    """Itself, for the estimator; of a branch's operator, which has no place of its own."""
+    """Itself, as the estimator reads it."""
     branches: tuple[tuple[Operator, ...], ...] = ()
     attention: bool = False
     """Whether it reads the keys and values of its requests."""
@@ -92,113 +66,27 @@ class Operators:
     ) -> None:
         self.target, self.gpu, self.layout, self.engine = target, gpu, layout, engine
         self.assumed = Assumed(gpu=gpu)
-        with quiet(), _one_sentence(target):
-            self._compile(dtype, kv_dtype)
+        model = compiled(target, gpu, layout, engine=engine, dtype=dtype, kv_dtype=kv_dtype)
+        self._model, self._handle = model, model.handle
+        self.engine_version = model.engine_version
+        self.generation = _operators(model.model.generation_ops)
+        self.context = _operators(model.model.context_ops)
+        self.layers = int(model.model._num_layers)
+        self.dtype = sizes.dtype_words(model)
+        self.kv_dtype = str(model.config.kvcache_quant_mode.name)
+        self.weights_bytes = sizes.weights_bytes(model, target, layout)
+        self.kv_bytes = sizes.kv_bytes(model, layout)
 
-    def _compile(self, dtype: str, kv_dtype: str) -> None:
-        from aiconfigurator_core.sdk import engine
-        from aiconfigurator_core.sdk.config_builders import build_model_config
-        from aiconfigurator_core.sdk.models import get_model, helpers
-        from aiconfigurator_core.sdk.perf_database import get_version_slots
-
-        target, system, layout = self.target, self.gpu.system, self.layout
-        how = {
-            "attention_dp_size": layout.dp,
-            "moe_tp_size": layout.tp // layout.ep,
-            "moe_ep_size": layout.ep,
-            "gemm_quant_mode": dtype or None,
-            "moe_quant_mode": dtype or None,
-            "kvcache_quant_mode": kv_dtype or None,
-        }
-        with _path(target) as path:
-            if not dtype:
-                # Experts in FP4 are filed under the kernel that the engine runs on these GPUs.
-                mode = helpers.resolve_dsv4_moe_arch_mode(path, system, self.engine)
-                mode = mode or helpers.resolve_kimi_k3_moe_arch_mode(path, system, self.engine)
-                how["moe_quant_mode"] = mode.name if mode else None
-            config = build_model_config(layout.attention_tp, 1, **how)
-            self._model = get_model(path, config, self.engine)
-            self._handle = engine.EngineHandle(
-                engine.compile_engine(
-                    path, system, self.engine, tp_size=layout.attention_tp, **how
-                )
-            )
-        self._config = config
-        slots = get_version_slots(system, self.engine) or {}
-        self.engine_version = str(slots.get("current", "unknown"))
-        wires = json.loads(engine.build_ops_json(self._model.generation_ops))
-        ops = zip(self._model.generation_ops, wires, strict=True)
-        self.generation = [_operator(i, op, wire) for i, (op, wire) in enumerate(ops)]
-        wires = json.loads(engine.build_ops_json(self._model.context_ops))
-        ops = zip(self._model.context_ops, wires, strict=True)
-        self.context = [_operator(i, op, wire) for i, (op, wire) in enumerate(ops)]
-
-    @property
-    def dtype(self) -> str:
-        """Of the weights: of the experts too where theirs is another."""
-        gemm, moe = self._config.gemm_quant_mode.name, self._config.moe_quant_mode
-        if not any(op.branches or "moe" in op.name for op in self.generation):
-            return str(gemm)
-        return str(gemm) if moe is None or moe.name == gemm else f"{gemm}, experts {moe.name}"
-
-    @property
-    def kv_dtype(self) -> str:
-        """Of keys and values."""
-        return str(self._config.kvcache_quant_mode.name)
-
-    @property
-    def layers(self) -> int:
-        """Decoder layers."""
-        return int(self._model._num_layers)
-
-    @property
-    def attention_params(self) -> float:
-        """Weights of the attentions of all layers on one GPU, as a plain attention has them."""
-        text = self.target.text
-        heads = self.target.whole("num_attention_heads")
-        width = text.get("head_dim") or self.target.whole("hidden_size") // heads
-        kv = text.get("num_key_value_heads", heads)
-        wide = 2 * (heads + kv) * width * self.target.whole("hidden_size")
-        return float(wide * self.layers / self.layout.attention_tp)
-
-    @property
-    def weights_bytes(self) -> float:
-        """Bytes of the model's weights over all GPUs of the replica."""
-        ops = self._model.context_ops
-        tied = self.target.text.get("tie_word_embeddings") or self.target.config.get(
-            "tie_word_embeddings"
-        )
-        held = sum(
-            op.get_weights() for op in ops if not (tied and op._name.endswith("logits_gemm"))
-        )
-        empty = [
-            op for op in self._model.context_ops
-            if "attention" in op._name and not op.get_weights()
-            and type(op).__name__ not in _KERNELS
-        ]  # fmt: skip
-        if empty:  # a module that does not tell its weights
-            held += self.attention_params * self._weight_bytes
-        return float(held) * self.layout.tp
-
-    @property
-    def _weight_bytes(self) -> float:
-        return float(self._config.gemm_quant_mode.value.memory)
-
-    def kv_bytes(self, tokens: int = _KV_SAMPLE_TOKENS) -> float:
-        """Bytes per token of one request of ``tokens``, over all GPUs that hold it."""
-        held = self._model.get_kvcache_bytes_per_sequence(tokens)
-        return float(held) / tokens * self.layout.attention_tp
-
-    def price(self, operator: Operator, batch: int, context: int) -> list[Priced]:
-        """One decoding operator at ``batch`` rows, of as many requests of ``context`` tokens.
+    def price(self, operator: Operator, rows: int, context: int) -> list[Priced]:
+        """One decoding operator at ``rows``; an attention's rows are requests of ``context``.
 
         Of branches beside each other the longer one counts.
         """
-        return self._price(operator, batch, context, prefix=0, prompt=False)
+        return self._price(operator, {"batch_size": rows, "s": context, "prefix": 0}, False)
 
     def price_prompt(self, operator: Operator, tokens: int, prefix: int) -> list[Priced]:
         """One operator of a prompt of ``tokens`` new tokens behind ``prefix`` cached ones."""
-        return self._price(operator, 1, tokens, prefix=prefix, prompt=True)
+        return self._price(operator, {"batch_size": 1, "s": tokens, "prefix": prefix}, True)
 
     def gemm(self, name: str, *, rows: int, wide: int, deep: int) -> Priced:
         """A product in bf16 of ``rows`` with a matrix [deep, wide], on each GPU."""
@@ -207,40 +95,21 @@ class Operators:
             "scale_num_tokens": 1, "low_precision_input": False, "seq_split": 1,
             "below_grid_sol": False,
         }  # fmt: skip
-        operator = Operator(name=name, index=-1, wire=json.dumps([{"Gemm": spec}]))
-        return self.price(operator, rows, 1)[0]
+        return self.price(_without_a_place({"Gemm": spec}), rows, 1)[0]
 
-    def _price(
-        self, operator: Operator, batch: int, s: int, *, prefix: int, prompt: bool
-    ) -> list[Priced]:
+    def _price(self, operator: Operator, shape: Mapping[str, int], prompt: bool) -> list[Priced]:
         if operator.branches:
             priced = [
-                [one for op in branch for one in self._price(op, batch, s, prefix=prefix, prompt=prompt)]
+                [one for op in branch for one in self._price(op, shape, prompt)]
                 for branch in operator.branches
             ]
             return max(priced, key=lambda branch: sum(one.seconds for one in branch))
-        from aiconfigurator_core.sdk.errors import (
-            EmpiricalNotImplementedError,
-            InterpolationDataNotAvailableError,
-            PerfDataNotAvailableError,
-        )
+        from aiconfigurator_core.sdk import errors
 
-        shape: dict[str, Any] = {"batch_size": batch, "s": s, "prefix": prefix}
         try:
-            if operator.index < 0:
-                found = self._handle.evaluate_ops_json(operator.wire, is_context=prompt, **shape)
-            elif prompt:
-                found = self._handle.evaluate_context_ops([operator.index], **shape)
-            else:
-                found = self._handle.evaluate_generation_ops([operator.index], **shape)
-        except (
-            PerfDataNotAvailableError,
-            EmpiricalNotImplementedError,
-            InterpolationDataNotAvailableError,
-        ):
-            rows = batch * s if prompt else batch
-            pairs = s * (prefix + s / 2) if prompt else batch * s
-            return [Priced(operator.name, self._stand_in(operator, rows, pairs, shape, prompt), ASSUMED)]
+            found = self._evaluate(operator, shape, prompt)
+        except (errors.PerfDataNotAvailableError, errors.EmpiricalNotImplementedError):
+            return [Priced(operator.name, self._stand_in(operator, shape, prompt), ASSUMED)]
         except ValueError as error:
             raise ValueError(
                 f"{self.target.label} in {self.dtype} cannot be priced on {self.gpu.sheet.name}: "
@@ -248,10 +117,15 @@ class Operators:
             ) from None
         return [Priced(operator.name, ms / 1e3, source) for _, ms, _, source in found]
 
-    def _stand_in(
-        self, operator: Operator, rows: int, pairs: float, shape: Mapping[str, Any], prompt: bool
-    ) -> float:
-        """Seconds of an operator without a table, from the data sheet."""
+    def _evaluate(self, operator: Operator, shape: Mapping[str, int], prompt: bool) -> Any:
+        if operator.index < 0:
+            return self._handle.evaluate_ops_json(operator.wire, is_context=prompt, **shape)
+        if prompt:
+            return self._handle.evaluate_context_ops([operator.index], **shape)
+        return self._handle.evaluate_generation_ops([operator.index], **shape)
+
+    def _stand_in(self, operator: Operator, shape: Mapping[str, int], prompt: bool) -> float:
+        """Seconds of an operator without a table: its limits, or a plain attention's."""
         from aiconfigurator_core.sdk.errors import SolNotImplementedError
 
         with contextlib.suppress(SolNotImplementedError):
@@ -265,76 +139,44 @@ class Operators:
                 f"{self.target.label} on {self.gpu.sheet.name}: no table has {operator.name} and "
                 "no formula stands in for it; give another --dtype, --gpu or --ep"
             )
-        params = self.attention_params
-        read = pairs / rows if prompt else pairs  # a prompt reads what is cached once
-        return self.assumed.linear(params, params * self._weight_bytes, rows) + (
-            self.assumed.reading(read * self.kv_bytes() / self.layout.attention_tp)
-        )
+        batch, s, prefix = shape["batch_size"], shape["s"], shape["prefix"]
+        rows, read_tokens = (s, prefix + s) if prompt else (batch, batch * s)
+        params = sizes.attention_params(self._model, self.target, self.layout)
+        weights = params * sizes.bytes_per_weight(self._model)
+        read = read_tokens * self.kv_bytes / self.layout.attention_tp
+        return self.assumed.linear(params, weights, rows) + self.assumed.reading(read)
+
+
+def _operators(ops: Any) -> list[Operator]:
+    """The package's operators as this project sees them."""
+    from aiconfigurator_core.sdk.engine import build_ops_json
+
+    wires = json.loads(build_ops_json(ops))
+    return [_operator(i, op, wire) for i, (op, wire) in enumerate(zip(ops, wires, strict=True))]
 
 
 def _operator(index: int, op: Any, wire: Mapping[str, Any]) -> Operator:
-    """One of the model's operators as this project sees it."""
-    (kind, spec), = wire.items()
-    if kind == "Overlap":
+    spec = wire.get("Overlap")
+    if spec is not None:
         branches = tuple(
-            tuple(
-                Operator(name=_plain(next(iter(one.values()))["name"]), index=-1, wire=json.dumps([one]))
-                for one in spec[group]
-            )
-            for group in ("group_a", "group_b")
+            tuple(_without_a_place(one) for one in spec[group]) for group in ("group_a", "group_b")
         )
         return Operator(name=_plain(spec["name"]), index=index, wire="", branches=branches)
+    # These two names are the package's own mark of an attention.
     attention = op._name in ("generation_attention", "context_attention")
     return Operator(
         name=_plain(op._name),
         index=index,
         wire=json.dumps([wire]),
         attention=attention,
-        projects=attention and type(op).__name__ not in _KERNELS,
+        projects=attention and type(op).__name__ not in sizes.KERNELS,
     )
+
+
+def _without_a_place(wire: Mapping[str, Any]) -> Operator:
+    (spec,) = wire.values()
+    return Operator(name=_plain(spec["name"]), index=-1, wire=json.dumps([wire]))
 
 
 def _plain(name: str) -> str:
     return name.removeprefix("generation_").removeprefix("context_")
-
-
-@contextlib.contextmanager
-def _path(target: Target) -> Iterator[str]:
-    """What the operator package takes for a model: its name, or a folder with its config."""
-    if target.hub:
-        yield target.hub
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder) / target.slug
-        at.mkdir()
-        (at / "config.json").write_text(json.dumps(dict(target.config)), encoding="utf-8")
-        yield str(at)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what the operator package logs about its tables: it is for those who fill them."""
-    logger = logging.getLogger("aiconfigurator_core")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-@contextlib.contextmanager
-def _one_sentence(target: Target) -> Iterator[None]:
-    """What the operator package says of a configuration it cannot read, in one sentence."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(
-            f"{target.source}: {error.args[0]} is missing or unknown; give the model's own "
-            "config.json, and a dtype that the tables have"
-        ) from None
-    except (ValueError, AssertionError, TypeError, AttributeError, NotImplementedError) as error:
-        text = " ".join(str(error).split()).rstrip(". ")
-        raise ValueError(
-            f"{target.source}: cannot be composed: {text}; change the config or --tp, --ep, --dp"
-        ) from None

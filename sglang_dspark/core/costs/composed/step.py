@@ -104,9 +104,7 @@ def compose_step(
     with contexts that ``pool_tokens`` hold, the shortest always."""
     composed = np.array([seconds(body(operators, m)) for m in tokens])
     body_s = np.array(list(accumulate(composed, max)))
-    grid = [
-        (r, c) for r in requests for c in CONTEXTS if r * c <= pool_tokens or c == CONTEXTS[0]
-    ]
+    grid = [(r, c) for r in requests for c in CONTEXTS if r * c <= pool_tokens or c == CONTEXTS[0]]
     attended = np.array([seconds(attention(operators, r, c)) for r, c in grid])
     sizes = np.array(grid, dtype=np.float64)
     held = sizes[:, 0] * sizes[:, 1]

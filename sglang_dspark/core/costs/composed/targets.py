@@ -110,7 +110,7 @@ def target_of(name: str, configs: Mapping[str, Path]) -> Target:
     if name in NAMED:
         label, base, changes = NAMED[name]
         config = read_json(configs[base])
-        text = config["text_config"] if "text_config" in config else config
+        text = config.get("text_config", config)
         text.update(changes)
         if "num_hidden_layers" in changes and "layer_types" in text:
             text["layer_types"] = text["layer_types"][: changes["num_hidden_layers"]]
