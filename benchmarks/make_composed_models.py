@@ -57,8 +57,10 @@ def plans() -> Iterator[tuple[str, str, Layout]]:
             yield "dsv4-pro", gpu, Layout(tp=8, ep=8)
             yield "glm-5.2-nvfp4", gpu, Layout(tp=4)
             yield "minimax-m3-nvfp4", gpu, Layout(tp=4)
-        yield "kimi-k3", gpu, Layout(tp=16, ep=16) if gpu == "gb200" else Layout(
-            tp=8, ep=1 if hopper else 8
+        yield (
+            "kimi-k3",
+            gpu,
+            Layout(tp=16, ep=16) if gpu == "gb200" else Layout(tp=8, ep=1 if hopper else 8),
         )
 
 

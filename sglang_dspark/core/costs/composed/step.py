@@ -18,7 +18,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from sglang_dspark.core.costs.composed.operators import ASSUMED, Operators, Priced
+from sglang_dspark.core.costs.composed.operators import ASSUMED, Operator, Operators, Priced
 from sglang_dspark.core.costs.fit import fit_parts, from_zero, rises_relative_to
 
 Floats = npt.NDArray[np.float64]
@@ -26,6 +26,8 @@ Floats = npt.NDArray[np.float64]
 CONTEXTS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 """Tokens per request of the grid that the form is fitted to."""
 _NO_CONTEXT = 1
+_MOST_TIMED = 512
+"""Requests of the largest decoding batch that the tables hold of every such attention."""
 
 
 def body(operators: Operators, tokens: int, *, head: bool = True) -> list[Priced]:
@@ -35,9 +37,26 @@ def body(operators: Operators, tokens: int, *, head: bool = True) -> list[Priced
     for op in operators.generation:
         if not head and op.name in ("logits_gemm", "embedding", "embedding_ar"):
             continue
-        if not op.attention or op.projects:
+        if op.projects:
+            found += _projections(operators, op, rows)
+        elif not op.attention:
             found += operators.price(op, rows, _NO_CONTEXT)
     return found + ([sampling(operators, tokens)] if head else [])
+
+
+def _projections(operators: Operators, op: Operator, rows: int) -> list[Priced]:
+    """Those inside an attention, which the tables hold for decoding batches only.
+
+    Beyond the largest of them a time is an extrapolation; two halves one after the other are
+    never worse.
+    """
+    whole = operators.price(op, rows, _NO_CONTEXT)
+    if rows <= _MOST_TIMED:
+        return whole
+    halves = [
+        one._replace(seconds=2 * one.seconds) for one in _projections(operators, op, -(-rows // 2))
+    ]
+    return min(whole, halves, key=seconds)
 
 
 def sampling(operators: Operators, tokens: int) -> Priced:
