@@ -97,7 +97,7 @@ def _compose(order: Order) -> CostModel:
     step = compose_step(
         operators,
         requests=requests,
-        tokens=tuple(sorted({1, 2, 4, *tiers})),
+        tokens=tiers,
         width=width,
         pool_tokens=memory.pool_tokens,
     )

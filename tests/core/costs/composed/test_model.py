@@ -37,14 +37,14 @@ def test_sglangs_published_endpoints_are_met_without_a_fit() -> None:
 @pytest.mark.golden
 def test_how_far_vllms_published_curve_is() -> None:
     """DeepSeek-V4-Flash on four B300, another engine: too dear to verify, too cheap to draft."""
-    tables = composed("dsv4-flash", "b300", 4, 4, gamma=7).tables(1024, 128)
+    tables = composed("dsv4-flash", "b300", 4, 4, gamma=7).tables(1024, 256)
     record = PUBLISHED["vllm-fig2-cost"]
     for tokens, ms in record["verify_ms"]:
         if 64 <= tokens <= 1024:
             ours = 1e3 * verify_seconds(tables, tokens, -(-tokens // 8), 1024.0 * tokens)
             assert 1.0 < ours / ms < 1.45
     for requests, ms in record["draft_ms"]:
-        assert 0.6 < 1e3 * draft_seconds(tables, requests) / ms < 0.9
+        assert 0.6 < 1e3 * draft_seconds(tables, requests) / ms < 0.8
 
 
 @pytest.mark.golden
