@@ -12,6 +12,7 @@ In order of import:
 - ``step``: a verify step of R requests and M tokens as bias + alpha(R) + theta(M) + context
 - ``drafting``: one block of a drafter's tokens
 - ``prefill``: prompts as base + token + pair
+- ``parts``: what no table knows: host, graph tiers, memory, power, whose drafter
 - ``model``: all of it as a cost model
 - ``command``: ``dspark prices build``
 """

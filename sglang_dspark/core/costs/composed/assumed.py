@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sglang_dspark.core.costs.composed.gpus import Gpu
+from sglang_dspark.core.costs.roofline import LOGIT_BYTES
 
 MFU = 0.7
 """Share of the peak operations: assumed."""
 MBU = 0.8
 """Share of the peak bandwidth: assumed, as in the analytic models."""
-_LOGIT_BYTES = 4  # logits are kept in fp32
 _LOGIT_PASSES = 4.0  # reads and writes of each row by sampling: assumed, as in the analytic models
 
 
@@ -41,4 +41,4 @@ class Assumed:
 
     def sampling(self, vocabulary: int, rows: int) -> float:
         """Softmax and sampling over ``rows`` of logits."""
-        return self.reading(_LOGIT_BYTES * _LOGIT_PASSES * vocabulary * rows)
+        return self.reading(LOGIT_BYTES * _LOGIT_PASSES * vocabulary * rows)

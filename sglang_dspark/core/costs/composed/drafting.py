@@ -60,7 +60,7 @@ def plan_of(choice: str, gamma: int | None, target: Target) -> DraftPlan | None:
     if choice == "none":
         return None
     if not choice:
-        choice = "stages" if "DeepseekV4" in str(target.config.get("architectures")) else "dspark"
+        choice = "stages" if ships_stages(target) else "dspark"
     if choice == "mtp":
         return DraftPlan(
             kind="mtp", gamma=_or(gamma, GAMMA), layers=1, note="one layer of the target per token"
@@ -81,6 +81,11 @@ def plan_of(choice: str, gamma: int | None, target: Target) -> DraftPlan | None:
             "drafter's config.json"
         )
     return _from_config(choice, gamma)
+
+
+def ships_stages(target: Target) -> bool:
+    """Whether the target's checkpoint brings a drafter of three layers like its own."""
+    return "DeepseekV4" in str(target.config.get("architectures"))
 
 
 def _or(gamma: int | None, otherwise: int) -> int:

@@ -1,18 +1,17 @@
 """``compose``: a target, its drafter and a kind of GPU as a cost model of origin ``composed``.
 
-Puts the composed parts together with what no table knows: host, graphs beyond the last tier,
-memory and power, by the laws of the analytic models. Knows no command.
+Puts the composed parts together with what no table knows (``parts``), and says what was measured.
+Knows no command.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sglang_dspark.core.costs.composed import drafting
+from sglang_dspark.core.costs.composed import drafting, parts
 from sglang_dspark.core.costs.composed.assumed import MBU, MFU
 from sglang_dspark.core.costs.composed.drafting import DraftPlan
 from sglang_dspark.core.costs.composed.gpus import Gpu
@@ -36,14 +35,9 @@ from sglang_dspark.core.costs.schema import (
     ContextCost,
     DraftCost,
     FitError,
-    GraphTiers,
-    HostCost,
-    Memory,
     PrefillCost,
-    PricedDrafter,
     Provenance,
     ValidRange,
-    Watts,
 )
 
 RELEASED = "2026-10"
@@ -51,11 +45,6 @@ RELEASED = "2026-10"
 _MOST_REQUESTS = 256
 _TYPICAL = (32, 2048)
 """Requests and context of the step whose measured share the file states."""
-_USABLE = 0.88
-_SPARE = 1.02
-"""Room for keys and values, at the least, in shares of the weights."""
-_IDLE_SHARE = 0.1
-_EAGER_LAYER_S = 1e-4
 _WORDS_NOT_MEASURED = 12
 
 
@@ -90,7 +79,7 @@ def _compose(order: Order) -> CostModel:
     dense = None
     if plan is not None and plan.dense is not None:
         dense = Operators(plan.dense, order.gpu, layout, engine=order.engine)
-    memory = _memory(order, operators, dense)
+    memory = parts.memory(operators, order.plan, dense)
     requests = tuple(sglang_request_tiers(_MOST_REQUESTS))
     width = 1 if plan is None else plan.gamma + 1
     tiers = tuple(width * r for r in requests)
@@ -118,23 +107,13 @@ def _compose(order: Order) -> CostModel:
             f"{step.worst[0]} requests of {step.worst[1]} tokens; how far the composed steps are "
             "from a server's is not in it",
         ),
-        drafter=None if plan is None else _drafter(order.target, plan),
+        drafter=None if plan is None else parts.drafter(order.target, plan),
         operators=_composed_of(operators, typical, width),
         additive=_additive(step),
         draft=draft,
         prefill=_prefill(operators),
-        host=HostCost(
-            step_s=0.0,
-            origin="analytic",
-            note="the tables hold kernels; overlap scheduling is assumed to hide the host",
-        ),
-        graphs=GraphTiers(
-            tiers_tokens=tiers,
-            beyond_last_s=_EAGER_LAYER_S * operators.layers,
-            origin="analytic",
-            note=f"SGLang's speculative batch sizes up to {_MOST_REQUESTS}, times {width} tokens; "
-            f"beyond them launches of {_EAGER_LAYER_S * 1e6:g} us per layer are assumed",
-        ),
+        host=parts.host(),
+        graphs=parts.graphs(tiers, width, operators.layers),
         context=ContextCost(
             token_s=step.token_s + drafted_context_s,
             reference_tokens=0,
@@ -143,7 +122,7 @@ def _compose(order: Order) -> CostModel:
             "included: what the form keeps of both is the fit error",
         ),
         memory=memory,
-        watts=_watts(order),
+        watts=parts.watts(order.gpu, layout),
     )
     return decode_cost_model(_rounded(as_json(model)), where=order.name)
 
@@ -164,24 +143,6 @@ def _provenance(order: Order, operators: Operators) -> Provenance:
         engine=f"{order.engine} {operators.engine_version}, {', '.join(groups)}",
         date=RELEASED,
         command=order.command,
-    )
-
-
-def _drafter(target: Target, plan: DraftPlan) -> PricedDrafter:
-    own = "dspark-qwen3-4b" if target.slug == "qwen3-4b" and plan.gamma == drafting.GAMMA else None
-    if plan.kind == "stages":
-        own = "dspark5-v4"
-    said = (
-        "the DSpark paper's drafter of seven tokens"
-        if target.slug == "qwen3-4b"
-        else "DSpark-5 as published: accepted lengths of V4-Pro's on coding, other domains assumed"
-    )
-    none = f"none of its own: replay rounds of a drafter for {target.label} where you have them"
-    kind = "MTP layer" if plan.kind == "mtp" else "DSpark"
-    return PricedDrafter(
-        name=f"{kind} for {target.label}",
-        acceptance=own,
-        note=f"{said if own else none}; priced: {plan.note}",
     )
 
 
@@ -236,42 +197,6 @@ def _prefill(operators: Operators) -> PrefillCost:
         origin="composed",
         note="fitted to composed prefills of 512 to 8192 tokens behind up to 16384 cached ones: "
         f"median {found.median_rel:.1%} off, at most {found.max_rel:.1%}; the target's alone",
-    )
-
-
-def _memory(order: Order, operators: Operators, dense: Operators | None) -> Memory:
-    plan, gpus = order.plan, order.layout.tp
-    weights, per_token = operators.weights_bytes, operators.kv_bytes
-    if plan is not None:
-        weights += drafting.weights_bytes(plan, operators, dense)
-        per_token += drafting.kv_bytes(plan, operators, dense)
-    capacity = order.gpu.sheet.memory_bytes
-    if weights * _SPARE > _USABLE * gpus * capacity:
-        enough = 2 ** math.ceil(math.log2(_SPARE * weights / (_USABLE * capacity)))
-        raise ValueError(
-            f"{order.target.label} in {operators.dtype}: weights of {weights / 1e9:.1f} GB, the "
-            f"drafter's included, do not fit {_USABLE:g} of {gpus} x {capacity / 1e9:g} GB "
-            f"({order.gpu.sheet.name}); --tp {enough} would hold them"
-        )
-    return Memory(
-        gpus=gpus,
-        gpu_memory_bytes=capacity,
-        weights_bytes=round(weights),
-        kv_bytes_per_token=max(round(per_token), 1),
-        origin="analytic",
-        usable_share=_USABLE,
-        note="from the config and the data sheet, the drafter's weights and KV included; per token "
-        "as in a request of 4096",
-    )
-
-
-def _watts(order: Order) -> Watts:
-    busy = order.layout.tp * order.gpu.sheet.limit_watts
-    return Watts(
-        idle=_IDLE_SHARE * busy,
-        busy=busy,
-        origin="analytic",
-        note=f"data sheet's limit when busy; {_IDLE_SHARE:.0%} of it when idle is assumed",
     )
 
 

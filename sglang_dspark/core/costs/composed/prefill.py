@@ -14,12 +14,11 @@ import numpy as np
 from sglang_dspark.core.costs.composed.operators import ASSUMED, Operators, Priced
 from sglang_dspark.core.costs.composed.step import seconds
 from sglang_dspark.core.costs.fit import fit_parts, relative_errors, relative_rises
+from sglang_dspark.core.costs.roofline import EAGER_LAYER_S
 
 NEW_TOKENS = (512, 1024, 2048, 4096, 8192)
 PREFIXES = (0, 2048, 8192, 16384)
 _SHORT_TOKENS = 32
-_LAUNCH_LAYER_S = 1e-4
-"""Launches of one layer outside a graph: assumed, as in the analytic models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ def compose_prefill(operators: Operators) -> Prefill:
         base_s=parts.bias_s,
         token_s=parts.slopes_s[0],
         pair_s=parts.slopes_s[1],
-        floor_s=max(short, _LAUNCH_LAYER_S * operators.layers),
+        floor_s=max(short, EAGER_LAYER_S * operators.layers),
         median_rel=float(np.median(errors)),
         max_rel=float(errors.max()),
     )
