@@ -136,6 +136,7 @@ def test_the_wheel_carries_every_file_of_the_packages(built: Path) -> None:
         if path.is_file() and path.suffix in (".py", ".json", ".jsonl")
     }
     assert there <= carried
+    assert {Path(name).name for name in carried if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     assert {"traces/chat.jsonl", "sglang_dspark/runtime/steer/releases.json"} <= there
 
 
