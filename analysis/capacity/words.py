@@ -14,8 +14,8 @@ REGRET = 0.02
 _ORIGIN_SAYS = {
     "measured": "was timed on the hardware it names, with the error of its fit",
     "published": "was timed and published by others; your engine and settings may differ",
-    "composed": "is a sum of operators that were timed one by one on the hardware it names; a whole "
-    "step of a server was not",
+    "composed": "is a sum of operators that were timed one by one on the hardware it names; whole "
+    "steps of a server were not",
     "analytic": "is computed from a data sheet and proves nothing about your GPU; replace it by a "
     "measured one (python -m sglang_dspark.runtime.profile) before money depends on it",
 }
