@@ -324,8 +324,10 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
     elif Path(text).suffix == ".json" or Path(text).exists():
         path = Path(text)
     else:
+        alike = [name for name in names if text and name.startswith(text)]
+        hint = f"those that begin so: {', '.join(alike)}; " if alike else did_you_mean(text, names)
         raise ValueError(
-            f"no cost model {text!r}; {did_you_mean(text, names)}dspark list cost-models shows "
+            f"no cost model {text!r}; {hint}dspark list cost-models shows "
             "those that ship; or give a .json file"
         )
     # Results call a user's file what the user calls it.
