@@ -54,7 +54,7 @@ def checks(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The core, the traces, the simulator and the analysis; one test starts a Ray cluster."""
-    _install(session, "-e", ".[test,cluster]")
+    _install(session, "-e", ".[test,cluster,operators]")
     session.run(
         "pytest",
         "-n",

@@ -18,7 +18,8 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``goodput_regret``: what ``goodput`` wins and loses
 - ``one_verdict``: whether tuner and capacity report say the same
 - ``readme_figure``: the README's figure
-- ``make_cost_models``: the shipped cost models
+- ``make_composed_models``: the shipped cost models that are composed of operators
+- ``make_cost_models``: the other shipped cost models
 - ``validation``: predictions beside published measurements, and their page
 - ``twin``: the simulator beside a real server
 - ``gpu``: what needs a GPU; ``gpu.sh`` runs it

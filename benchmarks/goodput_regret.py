@@ -165,11 +165,14 @@ def main() -> int:
     """Simulate all cells, print where it loses and wins, write the file."""
     parser = Parser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=1, help="worker processes")
-    parser.add_argument("--cost-model", action="append", help="only these; repeat")
+    parser.add_argument(
+        "--cost-model", action="append", help="only these; repeat (default: all but composed ones)"
+    )
     parser.add_argument("--acceptance", action="append", help="(default: dspark-qwen3-4b)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON goes")
     arguments = parser.parse_args()
-    models = arguments.cost_model or shipped_cost_models()
+    others = [name for name in shipped_cost_models() if not name.endswith("-composed")]
+    models = arguments.cost_model or others
     profiles = arguments.acceptance or ["dspark-qwen3-4b"]
     points = [
         Point(trace, model, profile, load, policy)

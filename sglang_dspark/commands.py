@@ -87,6 +87,10 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     ),
     "Prices": (
         _command(
+            "prices build", "sglang_dspark.core.costs.composed.command",
+            "compose a step's cost of operators timed one by one", "sglang_dspark.prices",
+        ),
+        _command(
             "prices from-server", "simulator.fit.from_server",
             "take a server's engine settings, from itself or its command",
         ),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.waiting import HUNG_S
 
-HEAVY = ("torch", "sglang", "transformers")
+HEAVY = ("torch", "sglang", "transformers", "aiconfigurator_core")
 
 
 def loaded_by(*packages: str) -> set[str]:

@@ -51,7 +51,7 @@ def build(folder: Path) -> None:
     source = folder / "source"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
     pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source))
     wheel = next(folder.glob("*.whl"))
@@ -136,6 +136,7 @@ def test_the_wheel_carries_every_file_of_the_packages(built: Path) -> None:
         if path.is_file() and path.suffix in (".py", ".json", ".jsonl")
     }
     assert there <= carried
+    assert {Path(name).name for name in carried if "/licenses/" in name} == {"LICENSE", "NOTICE"}
     assert {"traces/chat.jsonl", "sglang_dspark/runtime/steer/releases.json"} <= there
 
 

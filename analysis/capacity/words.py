@@ -14,6 +14,8 @@ REGRET = 0.02
 _ORIGIN_SAYS = {
     "measured": "was timed on the hardware it names, with the error of its fit",
     "published": "was timed and published by others; your engine and settings may differ",
+    "composed": "is a sum of operators that were timed one by one on the hardware it names; whole "
+    "steps of a server were not",
     "analytic": "is computed from a data sheet and proves nothing about your GPU; replace it by a "
     "measured one (python -m sglang_dspark.runtime.profile) before money depends on it",
 }
@@ -77,7 +79,7 @@ def sureness_in_words(report: dict[str, Any]) -> list[str]:
     said = [
         f"Cost model {model['name']} ({model['origin']}) {_ORIGIN_SAYS[model['origin']]}."
         + _parts(model)
-        + _fit(model["fit_error"])
+        + _fit(model)
     ]
     said += [f"Whose acceptance: {sentence}." for sentence in report["acceptance_mismatch"]]
     if report["traffic"][chosen]["replica_req_s"] is None:
@@ -107,12 +109,15 @@ def _parts(model: dict[str, Any]) -> str:
     return f" Its {_listed(less)} {verb} analytic all the same."
 
 
-def _fit(error: dict[str, Any] | None) -> str:
+def _fit(model: dict[str, Any]) -> str:
+    error = model["fit_error"]
     if error is None:
         return ""
+    composed = model["origin"] == "composed"
+    where = "from the steps that were composed" if composed else "where it was fitted"
     return (
-        f" Its fit is off by {percent(error['median_rel'])} % in the median and "
-        f"{percent(error['max_rel'])} % at most, where it was fitted."
+        f" Its {'form' if composed else 'fit'} is off by {percent(error['median_rel'])} % in the "
+        f"median and {percent(error['max_rel'])} % at most, {where}."
     )
 
 

@@ -174,7 +174,7 @@ def load(settings: Settings) -> tuple[PolicyFile, CostModel | None]:
 
     ``ValueError`` for what cannot be read, and for a policy that compares prices without any.
     """
-    from sglang_dspark.core import load_cost_model, parse_policy, shipped_cost_models
+    from sglang_dspark.core import load_cost_model, parse_policy
     from sglang_dspark.core.policy import choices
 
     try:
@@ -191,7 +191,7 @@ def load(settings: Settings) -> tuple[PolicyFile, CostModel | None]:
     elif policy_file.policy.needs_prices:
         raise ValueError(
             f"policy {policy_file.policy.name} compares step times and no cost model says them; "
-            f"give {flag('cost_model')} a file or one of {', '.join(shipped_cost_models())}, or "
+            f"give {flag('cost_model')} a file or a name that dspark list cost-models shows, or "
             f"set {flag('policy')} to {choices(lambda kind: not kind.needs_prices)}"
         )
     if settings.step_log is not None:

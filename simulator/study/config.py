@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import CostModel, load_cost_model
 from sglang_dspark.core.policy import (
     DEFAULT_POLICY,
     POLICIES,
@@ -241,7 +241,7 @@ def flag_help(name: str) -> str:
     return {
         "trace": f"request trace: {', '.join(shipped_traces())}, or a .jsonl file",
         "policy": f"{policy_forms()}, or a policy file",
-        "cost_model": f"what a step costs: {', '.join(shipped_cost_models())}, or a .json file, "
+        "cost_model": "what a step costs: one that dspark list cost-models shows, or a .json file, "
         f"be it SGLang's own SPS table (default: {DEFAULT_COST_MODEL})",
         "acceptance": f"what is accepted: {', '.join(shipped_profiles())}, or a .json or .parquet "
         f"file (default: the cost model's own, else {DEFAULT_PROFILE})",

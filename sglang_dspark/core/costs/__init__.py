@@ -11,5 +11,6 @@ In order of import:
 - ``sglang_files``: SGLang's own cost-table files, and how it reads them
 - ``sglang_prices``: what they price, as blocks of a cost model
 - ``model``: ``CostModel``, the file as a whole; any by its file, the shipped ones by name
+- ``composed``: a model from operators that were timed one by one
 - ``sglang_tables``: what a cost model looks like to SGLang's planner
 """

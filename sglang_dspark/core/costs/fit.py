@@ -93,6 +93,16 @@ def relative_rises(design: Floats, seconds: Floats) -> Floats:
     return _solve(x, seconds, 1 / np.maximum(seconds, LEAST_S)) / scale
 
 
+def rises_relative_to(whole: Floats) -> Loss:
+    """As ``relative_rises``, of seconds that are a part of ``whole`` [S]: errors count by that."""
+
+    def loss(design: Floats, seconds: Floats) -> Floats:
+        x, scale = _scaled(design)
+        return _solve(x, seconds, 1 / np.maximum(whole, LEAST_S)) / scale
+
+    return loss
+
+
 def relative_errors(fitted: Floats, seconds: Floats) -> Floats:
     """[S] what ``relative_rises`` makes small."""
     errors: Floats = np.abs(fitted - seconds) * (1 / np.maximum(seconds, LEAST_S))

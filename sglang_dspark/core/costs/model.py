@@ -31,6 +31,7 @@ from sglang_dspark.core.costs.roofline import RooflineCost
 from sglang_dspark.core.costs.schema import (
     AdaptiveCost,
     AdditiveCost,
+    ComposedOf,
     ContextCost,
     DraftCost,
     FitError,
@@ -81,6 +82,8 @@ class CostModel:
     """None where nothing was fitted."""
     drafter: PricedDrafter | None = None
     """None: the file does not say whose drafting it prices, as none of schema 1 does."""
+    operators: ComposedOf | None = None
+    """None: the model was not composed of operators."""
     table: StepTable | None = None
     additive: AdditiveCost | None = None
     roofline: RooflineCost | None = None
@@ -412,9 +415,11 @@ def load_cost_model(name_or_path: str | Path) -> CostModel:
     elif Path(text).suffix == ".json" or Path(text).exists():
         path = Path(text)
     else:
+        alike = [name for name in names if text and name.startswith(text)]
+        hint = f"those that begin so: {', '.join(alike)}; " if alike else did_you_mean(text, names)
         raise ValueError(
-            f"no cost model {text!r}; {did_you_mean(text, names)}shipped: {', '.join(names)}; "
-            "or give a .json file"
+            f"no cost model {text!r}; {hint}dspark list cost-models shows "
+            "those that ship; or give a .json file"
         )
     value = read_json(path)
     # Results call a user's file what the user calls it.

@@ -22,9 +22,9 @@ from sglang_dspark.core.costs.schema import (
     check_positive,
 )
 
-_LOGIT_BYTES = 4  # logits are kept in fp32
-_EAGER_LAYER_S = 1e-4  # twenty launches of five microseconds each: assumed
-_IDLE_SHARE = 0.1  # of the GPU's limit: assumed
+LOGIT_BYTES = 4  # logits are kept in fp32
+EAGER_LAYER_S = 1e-4  # twenty launches of five microseconds each: assumed
+IDLE_SHARE = 0.1  # of the GPU's limit: assumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +171,7 @@ class RooflineCost:
         return max(read_s, 2.0 * params * tokens / self._flops)
 
     def _logits_s(self, rows: int) -> float:
-        row_bytes = _LOGIT_BYTES * self.model.vocab_size * self.efficiency.logit_passes
+        row_bytes = LOGIT_BYTES * self.model.vocab_size * self.efficiency.logit_passes
         return rows * row_bytes / self._bytes_per_s
 
     def verify_s(self, tokens: int) -> float:
@@ -222,7 +222,7 @@ class RooflineCost:
     def prefill_cost(self) -> PrefillCost:
         """The prefill part: linear layers per token, attention per pair, one row of logits."""
         model = self.model
-        launches_s = _EAGER_LAYER_S * model.num_hidden_layers
+        launches_s = EAGER_LAYER_S * model.num_hidden_layers
         base_s = self.efficiency.step_s + launches_s
         return PrefillCost(
             base_s=base_s,
@@ -231,7 +231,7 @@ class RooflineCost:
             floor_s=base_s + model.body_params * model.bytes_per_value / self._bytes_per_s,
             origin="analytic",
             note="roofline at the fitted efficiency; prefill itself was not timed; launches of "
-            f"{_EAGER_LAYER_S * 1e6:g} us per layer assumed, since prefill runs outside the graphs",
+            f"{EAGER_LAYER_S * 1e6:g} us per layer assumed, since prefill runs outside the graphs",
         )
 
     def context_cost(self) -> ContextCost:
@@ -248,10 +248,10 @@ class RooflineCost:
         width = 1 if self.drafter is None else self.drafter.gamma + 1
         return GraphTiers(
             tiers_tokens=tuple(width * r for r in sglang_request_tiers(256)),
-            beyond_last_s=_EAGER_LAYER_S * self.model.num_hidden_layers,
+            beyond_last_s=EAGER_LAYER_S * self.model.num_hidden_layers,
             origin="analytic",
             note=f"SGLang's speculative batch sizes up to 256, times {width} tokens; beyond them "
-            f"launches of {_EAGER_LAYER_S * 1e6:g} us per layer are assumed",
+            f"launches of {EAGER_LAYER_S * 1e6:g} us per layer are assumed",
         )
 
     def memory(self) -> Memory:
@@ -271,10 +271,10 @@ class RooflineCost:
     def watts(self) -> Watts:
         """The watts part: busy at the board's limit."""
         return Watts(
-            idle=_IDLE_SHARE * self.gpu.limit_watts,
+            idle=IDLE_SHARE * self.gpu.limit_watts,
             busy=self.gpu.limit_watts,
             origin="analytic",
-            note=f"data sheet's limit when busy; {_IDLE_SHARE:.0%} of it when idle is assumed",
+            note=f"data sheet's limit when busy; {IDLE_SHARE:.0%} of it when idle is assumed",
         )
 
     def host_cost(self) -> HostCost:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 
-ORIGINS = ("measured", "published", "analytic")
+ORIGINS = ("measured", "published", "composed", "analytic")
 BETWEEN = ("staircase", "linear")
 
 
@@ -68,8 +68,8 @@ class Provenance:
     """Where the model's main curve came from, so that a reader can judge and repeat it."""
 
     origin: str
-    """``measured`` on the hardware by this project's tools, ``published`` by others, or
-    ``analytic``: computed, never timed."""
+    """``measured`` on the hardware by this project's tools, ``published`` by others, ``composed``
+    of operators that were timed one by one, or ``analytic``: computed, never timed."""
     source: str
     """The publication, recording or data sheet."""
     hardware: str
@@ -114,6 +114,30 @@ class PricedDrafter:
             raise ValueError(
                 "drafter acceptance is empty; name a profile, or leave the key out where there is "
                 "none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedOf:
+    """Of a model of origin ``composed``: whose operators, and how much of a step was timed."""
+
+    source: str
+    """The package whose tables hold the times."""
+    version: str
+    """Of the package, and of the engine that was timed."""
+    measured_share: float
+    """Part of the seconds of one step that the tables hold as measured; the step is in ``note``."""
+    not_measured: tuple[str, ...]
+    """The other operators of that step, by seconds, each with where its time is from."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("source", "version"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"operators {name} is empty; write whose tables were composed")
+        if not 0 <= self.measured_share <= 1:
+            raise ValueError(
+                f"operators measured_share {self.measured_share:g} must lie in [0, 1]; mend it"
             )
 
 

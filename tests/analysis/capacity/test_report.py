@@ -20,7 +20,9 @@ from analysis.capacity import command as capacity
 from analysis.capacity.figures import draw_all
 from analysis.capacity.html_file import first_page
 from analysis.capacity.report import LOW_LOADS
+from analysis.capacity.words import sureness_in_words
 from analysis.style import page_style
+from sglang_dspark.core.costs.schema import ORIGINS
 from simulator import run
 from simulator.fleet.mistakes import MISTAKES
 from tests.waiting import HUNG_S, wait_until
@@ -151,6 +153,17 @@ def _same_size(cell: str, found: dict[str, Any]) -> None:
     assert shown is not None, cell
     assert int(shown[1]) == found["gpus"]
     assert int(shown[2]) == pytest.approx(100 * found["load"], abs=0.51)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_every_origin_of_a_cost_model_has_its_sentence(origin: str, report: dict[str, Any]) -> None:
+    """Law: and no origin but ``composed`` speaks of a form that is off composed steps."""
+    error = {"median_rel": 0.01, "max_rel": 0.02, "note": "somewhere"}
+    model = {**report["cost_model"], "origin": origin, "fit_error": error}
+    said = sureness_in_words({**report, "cost_model": model})[0]
+    assert said.startswith(f"Cost model {model['name']} ({origin}) ")
+    assert ("form is off" in said) == (origin == "composed")
 
 
 @pytest.mark.law
