@@ -19,7 +19,7 @@ from sglang_dspark.core.costs.composed.gpus import GPUS
 from sglang_dspark.core.costs.composed.model import compose
 from sglang_dspark.core.costs.composed.targets import NAMED, Layout
 from sglang_dspark.core.costs.model import SHIPPED, CostModel, load_cost_model
-from sglang_dspark.core.costs.tables import draft_seconds, verify_seconds
+from sglang_dspark.core.costs.tables import UNIFORM, draft_seconds, verify_seconds
 from sglang_dspark.files import atomic_write, make_folder, read_json, read_text
 
 PAGE = Path(__file__).parents[1] / "docs" / "prices.md"
@@ -99,7 +99,9 @@ def checked() -> str:
         for tokens, published_ms in record["verify_ms"]:
             if tokens in CHECKED_TOKENS:
                 requests = -(-tokens // (GAMMA + 1))
-                ms = 1e3 * verify_seconds(tables, tokens, requests, float(requests * context))
+                ms = 1e3 * verify_seconds(
+                    tables, tokens, requests, float(requests * context), UNIFORM
+                )
                 lines.append(_row(f"{where}: verify {tokens} tokens", published_ms, ms))
         for requests, published_ms in record["draft_ms"]:
             if requests in CHECKED_REQUESTS:

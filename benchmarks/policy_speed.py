@@ -92,7 +92,7 @@ def model_of(max_tokens: int) -> CostModel:
 def budget_alone(costs: CostTables, stale: Floats, work: Workspace) -> int:
     """The part of a decision that SGLang's ``compute_verify_token_budget`` is."""
     total = sort_candidates(stale, work.values, work.counts)
-    return best_budget(costs, work.values, total, stale.shape[0], ROOM)
+    return best_budget(costs, work.values, total, stale.shape[0], stale.shape[1], ROOM)
 
 
 @compiled

@@ -63,7 +63,10 @@ def queue_row(service: str, load: float) -> QueueRow:
         acceptance=load_acceptance("dspark-qwen3-4b"),
         policy=parse_policy("none"),
         engine=EngineConfig(
-            max_running_requests=1, chunked_prefill_size=10**9, max_prefill_tokens=10**9
+            max_running_requests=1,
+            chunked_prefill_size=10**9,
+            max_prefill_tokens=10**9,
+            disable_overlap_schedule=True,  # a queue of the textbook does not
         ),
     )
     service_s = np.array(prompts) * (SERVICE_S / SERVICE_TOKENS)

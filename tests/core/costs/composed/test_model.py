@@ -13,7 +13,7 @@ from sglang_dspark.core.costs.composed.drafting import plan_of
 from sglang_dspark.core.costs.composed.package import hub_configs
 from sglang_dspark.core.costs.composed.targets import NAMED, Layout, target_of
 from sglang_dspark.core.costs.model import SHIPPED
-from sglang_dspark.core.costs.tables import draft_seconds, verify_seconds
+from sglang_dspark.core.costs.tables import UNIFORM, draft_seconds, verify_seconds
 from tests.core.costs.composed.orders import composed
 
 pytest.importorskip("aiconfigurator_core", reason="the extra operators is not installed")
@@ -29,7 +29,9 @@ def test_sglangs_published_endpoints_are_met_without_a_fit() -> None:
     tables = composed("qwen3-14b", "h200").tables(1024, 128)
     record = PUBLISHED["sglang-35413"]
     for tokens, ms in record["verify_ms"]:
-        assert 1e3 * verify_seconds(tables, tokens, tokens // 8, 0.0) == pytest.approx(ms, rel=NEAR)
+        assert 1e3 * verify_seconds(tables, tokens, tokens // 8, 0.0, UNIFORM) == pytest.approx(
+            ms, rel=NEAR
+        )
     for requests, ms in record["draft_ms"]:
         assert 1e3 * draft_seconds(tables, requests) == pytest.approx(ms, rel=NEAR)
 
@@ -41,7 +43,7 @@ def test_how_far_vllms_published_curve_is() -> None:
     record = PUBLISHED["vllm-fig2-cost"]
     for tokens, ms in record["verify_ms"]:
         if 64 <= tokens <= 1024:
-            ours = 1e3 * verify_seconds(tables, tokens, -(-tokens // 8), 1024.0 * tokens)
+            ours = 1e3 * verify_seconds(tables, tokens, -(-tokens // 8), 1024.0 * tokens, UNIFORM)
             assert 1.0 < ours / ms < 1.45
     for requests, ms in record["draft_ms"]:
         assert 0.6 < 1e3 * draft_seconds(tables, requests) / ms < 0.8
