@@ -32,7 +32,9 @@ _LATENCIES_AT = "192"
 def main() -> int:
     """Replay, then draw; the exit status of whichever fails."""
     scale = ["--concurrency", _LOADS, "--max-running-requests", _PLACES]
-    replayed = run.main([str(_TRACE), "--cost-model", _COST_MODEL, *scale, "--out", str(_RESULTS)])
+    replayed = run.main(
+        [str(_TRACE), "--cost-model", _COST_MODEL, *scale, "--out", str(_RESULTS), "--force"]
+    )
     if replayed:
         return replayed
     _FIGURE.parent.mkdir(parents=True, exist_ok=True)
