@@ -61,7 +61,7 @@ from sglang_dspark.files import atomic_write, decode_record, did_you_mean, read_
 SCHEMA_VERSION = 3
 READABLE = (1, 2, 3)
 _SINCE = {"drafter": 2, "overlapped": 3, "ragged": 3, "adaptive": 3,
-          "sglang_sps": 3, "sglang_additive": 3}  # fmt: skip
+          "operators": 3, "sglang_sps": 3, "sglang_additive": 3}  # fmt: skip
 KINDS = ("table", "additive", "roofline")
 SHIPPED = Path(__file__).parents[2] / "cost_models"
 
