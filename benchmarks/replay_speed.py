@@ -64,6 +64,7 @@ def poisson_trace(n: int) -> Trace:
         session=np.full(n, -1, dtype=np.int64),
         temperature=np.full(n, np.nan),
         priority=np.zeros(n, dtype=np.int64),
+        max_new_tokens=np.zeros(n, dtype=np.int64),
         slo=np.full(n, -1, dtype=np.int32),
         slo_names=(),
         prefix_offsets=np.zeros(n + 1, dtype=np.int64),

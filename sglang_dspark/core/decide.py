@@ -96,7 +96,7 @@ def best_budget(
     ragged_s = costs.ragged_s
     first_s = _reference_step_s(costs, requests, requests, RAGGED)
     whole_s = np.inf  # of a step in which everyone verifies everything
-    if limit == requests * columns:
+    if costs.shaped and limit == requests * columns:
         whole_s = _reference_step_s(costs, requests + limit, requests, DECIDED)
     # Everything but the target's forward is the same for every B.
     last = ragged_s.size - 1
@@ -106,11 +106,10 @@ def best_budget(
     expected = float(requests)
     best = 0
     best_rate = expected / first_s
-    for b in range(1, limit + 1):
+    most_ragged = limit if whole_s == np.inf else limit - 1
+    for b in range(1, most_ragged + 1):
         expected += candidates[b - 1]
-        if b == limit and whole_s < np.inf:
-            step_s = whole_s
-        elif rest_s == rest_s:
+        if rest_s == rest_s:
             step_s = rest_s + ragged_s[requests + b]
         else:
             step_s = _reference_step_s(costs, requests + b, requests, RAGGED)
@@ -122,7 +121,9 @@ def best_budget(
         if b % _LOOK_AHEAD == 0:
             most = expected + (limit - b) * candidates[b - 1]
             if most * _ROUNDING < best_rate * min(step_s, whole_s):
-                break
+                return best
+    if most_ragged < limit and (expected + candidates[limit - 1]) / whole_s > best_rate:
+        return limit
     return best
 
 

@@ -231,9 +231,7 @@ def priced_budget(
     rate = best_rate
     for b in range(1, limit + 1):
         expected += candidates[b - 1]
-        if b == everything:
-            rate = expected / step_seconds(costs, requests + b, requests, drafted, around, UNIFORM)
-        elif summed:
+        if summed:
             rate = expected / (rest_s + ragged_s[requests + b] + extra_s)
         else:
             rate = expected / step_seconds(costs, requests + b, requests, drafted, around, RAGGED)
@@ -242,16 +240,10 @@ def priced_budget(
             best = b
             best_expected = expected
     whole = limit
-    if (
-        costs.shaped
-        and limit < everything
-        and limit == total
-        and drafted == requests
-        and room >= everything
-    ):
+    if costs.shaped and limit == total and drafted == requests and room >= everything:
         tokens = requests + everything
         uniform_rate = expected / step_seconds(costs, tokens, requests, drafted, around, UNIFORM)
-        if uniform_rate > rate:
+        if limit == everything or uniform_rate > rate:
             whole, rate = everything, uniform_rate
     asked = 1.0 + min_gain + (_HEARSAY / requests if costs.shaped else 0.0)
     if best_rate < asked * rate:
@@ -417,7 +409,7 @@ def plan_goodput(
     shape = UNIFORM if whole else RAGGED
     rate = expected / cycle_seconds(costs, tokens, rows, drafted, around, shape)
     uneven_s = 0.0
-    if budget >= total:
+    if costs.shaped and budget >= total:
         uneven_s = step_seconds(costs, tokens, rows, drafted, around, RAGGED)
         uneven_s -= step_seconds(costs, tokens, rows, drafted, around, UNIFORM)
     price = token_price(costs, work.values, total, budget, rows, columns, rate, around)

@@ -40,8 +40,9 @@ def costs_of(verify_s: Any, **fields: Any) -> CostTables:
         "measured_tokens": verify_s.size - 1,
         "measured_requests": 64,
     }
-    values |= {"ragged_s": verify_s, "ragged_slope_s": values["verify_slope_s"]}
-    return CostTables(**{**values, **fields})
+    given = values | fields
+    ragged = {"ragged_s": verify_s, "ragged_slope_s": given["verify_slope_s"]}
+    return CostTables(**(ragged | given))
 
 
 def policy_of(code: int, **fields: Any) -> PolicyTables:
