@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from packaging.version import Version
@@ -66,8 +67,9 @@ if _has_built_in():
     @pytest.fixture(scope="session")
     def scheduler() -> Any:
         """SGLang's own scheduler class."""
-        os.environ["SGLANG_DISABLED_MODEL_ARCHS"] = unneeded_models({"qwen3"})
-        with warnings.catch_warnings():
+        # While it is imported, and not for the servers that are started from here.
+        fewer = {"SGLANG_DISABLED_MODEL_ARCHS": unneeded_models({"qwen3"})}
+        with warnings.catch_warnings(), mock.patch.dict(os.environ, fewer):
             warnings.simplefilter("ignore")
             return importlib.import_module("sglang.srt.managers.scheduler").Scheduler
 
