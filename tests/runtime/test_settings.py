@@ -142,7 +142,7 @@ def test_sglangs_own_table_is_a_cost_model_here_too(kind: str, tmp_path: Path) -
         ({"cost_model": None}, "policy global compares step times .* none, fixed or threshold:0.6"),
         (
             {"cost_model": "h200"},
-            "--speculative-dspark-cost-model: no cost model 'h200'; those that begin so: .*h200-qwen3",
+            "cost-model: no cost model 'h200'; those that begin so: .*h200-qwen3",
         ),
         ({"cost_model": "no.json"}, "--speculative-dspark-cost-model: no.json: cannot read"),
         ({"gamma": 4}, "is for draft length 7, the drafter makes 4 tokens; give"),
