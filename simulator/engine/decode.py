@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled, inlined
-from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
+from sglang_dspark.core.costs.tables import CostTables, beside, decode_step_seconds
 from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import PREFILL_MEMORY, Circumstances, fill_weights, slack_seconds
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.survival import fill_survival_rows, fill_survival_rows_float32
-from sglang_dspark.core.tables import PolicyTables, Workspace
+from sglang_dspark.core.tables import PolicyTables, Workspace, beside_more
 from simulator.acceptance.tables import AcceptanceTables, begin_request, draw_round
 from simulator.engine.kv_cache import (
     available_pages,
@@ -312,8 +312,12 @@ def plan_and_time(
 ) -> tuple[int, float, float, float, int]:
     """Plan the drafted step: (tokens M, true seconds, predicted seconds, expected, reason).
 
-    Those of ``ended`` are computed along: as many tokens of each as were verified of it last.
+    Those of ``ended`` are computed along: as many tokens of each as were verified of it last. A
+    server plans them too, so that the plan leaves room for them below a graph tier or a cliff.
     """
+    believed, asked = belief, policy
+    if ended[1] > 0:
+        believed, asked = beside(belief, ended[1]), beside_more(policy, ended[1])
     state = memory.state[0]
     requests = state.running
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)
@@ -329,8 +333,8 @@ def plan_and_time(
         state.prefills_per_step,
     )
     predicted_s, expected, reason, shape = decide(
-        policy,
-        belief,
+        asked,
+        believed,
         memory.survival[:requests],
         memory.stale[:requests],
         around,

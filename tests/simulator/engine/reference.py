@@ -334,7 +334,7 @@ class ReferenceEngine:
         outcomes = [self._draw(q) for q in self.running] if self.speculative else [0] * rows
         drafted = sum(q.drafts for q in self.running) if self.speculative else 0
         context = float(sum(q.kv for q in self.running))
-        lengths = self._plan() if self.speculative and rows else [0] * rows
+        lengths = self._plan(ended) if self.speculative and rows else [0] * rows
         shape = self._shape(lengths, drafted)
         computed = rows + sum(lengths) + sum(verified for verified, _ in ended)
         batch, verified = rows + len(ended), sum(lengths)
@@ -361,7 +361,23 @@ class ReferenceEngine:
         q.ages.append(q.ages[-1] + 1 if q.ages else 0)
         return 0
 
-    def _plan(self) -> list[int]:
+    def _plan(self, ended: list[tuple[int, int]]) -> list[int]:
+        more = sum(verified for verified, _ in ended)
+        planner, alone = self.planner, (self.planner.costs, self.planner.policy_tables)
+        if more:
+            costs, tables = alone
+            planner.costs = costs._replace(
+                verify_s=costs.verify_s[more:].copy(), ragged_s=costs.ragged_s[more:].copy()
+            )
+            planner.policy_tables = tables._replace(
+                steps_per_s=tables.steps_per_s[min(more, tables.steps_per_s.size - 1) :].copy(),
+                theta_s=tables.theta_s[min(more, tables.theta_s.size - 1) :].copy(),
+            )
+        lengths = self._planned()
+        planner.costs, planner.policy_tables = alone
+        return lengths
+
+    def _planned(self) -> list[int]:
         lag, nothing = self.engine.lag_steps, np.full(self.gamma, np.nan)
         self.prefills_per_step += PREFILL_MEMORY * (self.prefills - self.prefills_per_step)
         self.prefills = 0
