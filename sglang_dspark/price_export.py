@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import CostModel, load_cost_model
 from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.files import atomic_write, refuse_onto_input, refuse_replacing
@@ -74,7 +74,7 @@ def _main(argv: Sequence[str] | None) -> None:
     )
     parser.add_argument(
         "model", metavar="MODEL",
-        help=f"{', '.join(shipped_cost_models())}, or a .json file, be it SGLang's own table",
+        help="one that dspark list cost-models shows, or a .json file, be it SGLang's own table",
     )  # fmt: skip
     parser.add_argument(
         "--to", required=True, choices=FORMATS,

@@ -157,7 +157,9 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "differences": differences,
     }
     costs = None if config.fleet.pools else study.cost_model  # of equal replicas
-    return summary | {"verdict": None if interrupted else verdict(summary, costs)}
+    engine = study.runs[0].scenario.pools[0].engine
+    places = engine.places(speculative=True)
+    return summary | {"verdict": None if interrupted else verdict(summary, costs, places)}
 
 
 def _warn_outside(study: Study, results: Sequence[RunResult]) -> None:

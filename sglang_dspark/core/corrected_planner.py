@@ -22,7 +22,8 @@ from sglang_dspark.core.correction import (
     nothing_learned,
 )
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.tables import DECIDED, RAGGED, decode_step_seconds
+from sglang_dspark.core.costs.tables import decode_step_seconds
+from sglang_dspark.core.decide import step_shape
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import Policy
 from sglang_dspark.core.state import BatchState, Floats, VerifyPlan
@@ -118,7 +119,7 @@ class CorrectedPlanner(Planner):
         more = self.survival(state.logits[row : row + 1])[0, lengths[row] :].sum()
         lengths[row] = self.gamma
         tokens, context = rows + int(lengths.sum()), rows * self.costs.context_reference_tokens
-        shape = DECIDED if (lengths == self.gamma).all() else RAGGED
+        shape = step_shape(self.policy_tables, lengths, rows, self.gamma, rows)
         price_s = decode_step_seconds(self.costs, tokens, rows, rows, context, shape)
         return dataclasses.replace(
             plan,

@@ -82,10 +82,11 @@ def _rounded(merit: str, mean: float, low: float | None, high: float | None) -> 
     }
 
 
-def verdict(summary: Row, costs: CostModel | None) -> list[str]:
+def verdict(summary: Row, costs: CostModel | None, places: int) -> list[str]:
     """What to do, a sentence for each answer that loads have, and where differences begin.
 
     ``costs`` are those of every replica; None where replicas differ, and nobody says where.
+    ``places``: how many requests decode together on one under speculation.
     """
     rows, current = summary["policies"], summary["current"]
     gains = {(d["policy"], d["concurrency"]): d["gain"] for d in summary["differences"]}
@@ -97,16 +98,16 @@ def verdict(summary: Row, costs: CostModel | None) -> list[str]:
             {n: gains.get((n, load)) for n in here if n != current}, current
         )
         answers.setdefault(answer, []).append((load, rest))
-    for answer, places in answers.items():
-        load, rest = places[-1]
-        if rest and len(places) > 1:
+    for answer, loads in answers.items():
+        load, rest = loads[-1]
+        if rest and len(loads) > 1:
             rest = rest.replace("; ", f"; at {load} ", 1)
-        found.append(f"{_places([place for place, _ in places])}{answer}{rest}.")
-    begins = _begins(rows, summary["replicas"], costs) if costs else None
+        found.append(f"{_at([load for load, _ in loads])}{answer}{rest}.")
+    begins = _begins(rows, summary["replicas"], costs, places) if costs else None
     return [*found, begins] if begins else found
 
 
-def _begins(rows: Sequence[Row], replicas: int, costs: CostModel) -> str | None:
+def _begins(rows: Sequence[Row], replicas: int, costs: CostModel, places: int) -> str | None:
     """Where differences begin, while the runs are below it."""
     drafting = [row for row in rows if row["drafted_share"] and row["requests_in_system_mean"]]
     if not drafting:
@@ -116,10 +117,13 @@ def _begins(rows: Sequence[Row], replicas: int, costs: CostModel) -> str | None:
     in_flight = max(row["concurrency"] or row["requests_in_system_mean"] for row in drafting)
     if begins is None or in_flight / replicas >= begins:
         return None
-    clients = ",".join(str(begins * replicas * 2**i) for i in range(3))
+    loads = [begins * 2**i for i in range(3)]
+    flags = f"--concurrency {','.join(str(load * replicas) for load in loads)}"
+    if loads[-1] > places:
+        flags += f" --max-running-requests {loads[-1]}"
     return (
         f"How much is verified begins to matter at about {begins} requests in flight on a replica; "
-        f"here there were {in_flight / replicas:.1f}. Try --concurrency {clients}."
+        f"here there were {in_flight / replicas:.1f}. Try {flags}."
     )
 
 
@@ -151,7 +155,7 @@ def budget_matters_from(row: Row, costs: CostModel) -> int | None:
     return None
 
 
-def _places(loads: Sequence[int | None]) -> str:
+def _at(loads: Sequence[int | None]) -> str:
     if loads == [None]:
         return ""
     return f"At concurrency {', '.join(map(str, loads))}: "

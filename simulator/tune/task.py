@@ -39,6 +39,8 @@ class Task:
     config_file: str | None
     server: str | None
     """What ``--server`` named."""
+    max_running_requests: int | None
+    """What the flag gave."""
     objective: str
     tuned_policies: tuple[str, ...]
     """Names to choose of; empty for all."""
@@ -75,6 +77,8 @@ class Task:
             words += ["--config", self.config_file]
         if self.server:
             words += ["--server", self.server]
+        if self.max_running_requests:
+            words += ["--max-running-requests", str(self.max_running_requests)]
         for name in ("cost_model", "acceptance", "rate", "replicas", "seed"):
             if getattr(config, name) != getattr(default, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
@@ -104,6 +108,7 @@ def load_task(arguments: argparse.Namespace) -> Task:
         current=arguments.current,
         config_file=arguments.config,
         server=arguments.server,
+        max_running_requests=arguments.max_running_requests,
         objective=arguments.objective,
         tuned_policies=names,
         families=families(names, whole.acceptance.gamma, whole.policy.calibration, run.slo),

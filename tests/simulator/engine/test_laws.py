@@ -277,8 +277,8 @@ def test_the_plan_follows_what_the_policy_believes_and_the_clock_what_is_true() 
             "origin": "analytic",
         }
     )  # fmt: skip
-    honest = simulate(scenario("global", trace(200, rate=40.0)))
-    misled = simulate(scenario("global", trace(200, rate=40.0), belief=dear))
-    assert misled.requests["verified"].sum() < 0.6 * honest.requests["verified"].sum()
+    honest = simulate(scenario("global", trace(200, rate=40.0), engine=NO_OVERLAP))
+    misled = simulate(scenario("global", trace(200, rate=40.0), engine=NO_OVERLAP, belief=dear))
+    assert misled.requests["verified"].sum() < 0.5 * honest.requests["verified"].sum()
     lone = [simulate(scenario("none", trace(200), belief=belief)) for belief in (None, dear)]
     assert columns(lone[0].requests) == columns(lone[1].requests), "belief must not move the clock"

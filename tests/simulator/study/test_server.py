@@ -167,6 +167,9 @@ def test_capacity_and_tune_take_the_same_flag(tmp_path: Path) -> None:
     task = load_task(flags)
     assert task.config.engine == engine_of(server)
     assert f"--server {server}" in task.command, "what makes the same policy again"
+    more = load_task(tune().parse_args(["chat", "--max-running-requests", "99"]))
+    assert more.config.engine.max_running_requests == 99
+    assert "--max-running-requests 99" in more.command
     asked = capacity._parser().parse_args(["chat", "--server", server, "-o", "report"])
     config = capacity._config(asked)
     assert config == RunConfig(trace="chat", engine=server_settings(server).engine)

@@ -91,7 +91,7 @@ def summary(gains: dict[str, tuple[float, float, float]], current: str = "global
     ],
 )  # fmt: skip
 def test_a_sentence_to_act_on(gains: dict[str, tuple[float, float, float]], says: str) -> None:
-    (sentence,) = verdict(summary(gains), cost_model())
+    (sentence,) = verdict(summary(gains), cost_model(), 48)
     assert sentence.endswith(says)
 
 
@@ -110,6 +110,26 @@ def test_where_the_budget_begins_to_matter_by_hand() -> None:
     assert (
         budget_matters_from({"verified_by_length": [5, 0], "accepted_by_length": [5, 0]}, costs)
         is None
+    )
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(
+    ("places", "flags"),
+    [(48, "14,28,56 --max-running-requests 56"), (56, "14,28,56")],
+)
+def test_what_to_try_is_a_load_that_decodes_together(places: int, flags: str) -> None:
+    table = {
+        "tokens": [1, 100, 101, 16384], "seconds": [0.0085, 0.0085, 1.0, 1.0],
+        "between": "linear", "origin": "analytic",
+    }  # fmt: skip
+    told = summary({"fixed": (0.0, -0.1, 0.1)})
+    told["policies"][0] |= {
+        "drafted_share": 1.0, "verify_tokens_per_request_step": 8.0,
+        "verified_by_length": [0] * 7 + [100], "accepted_by_length": [20] * 3 + [0] * 4 + [40],
+    }  # fmt: skip
+    assert verdict(told, cost_model(table=table), places)[-1].endswith(
+        f"here there were 8.0. Try --concurrency {flags}."
     )
 
 
