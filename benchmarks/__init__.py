@@ -15,6 +15,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``recorder_cost``: what recording requests costs it
 - ``steer_overhead``: a steered decision beside SGLang's own
 - ``serving_soak``: long serving, impatience and nonsense included
+- ``deciding``: what deciding costs, and from which load on it pays
 - ``goodput_regret``: what ``goodput`` wins and loses
 - ``one_verdict``: whether tuner and capacity report say the same
 - ``readme_figure``: the README's figure

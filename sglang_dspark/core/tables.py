@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sglang_dspark.core.compiled import compiled
 from sglang_dspark.core.ranking import MOST_BINS
 from sglang_dspark.core.state import Bools, Floats, Ints
 
@@ -49,34 +48,6 @@ class PolicyTables(NamedTuple):
     tpot_s: float = np.inf
     slack_weight: float = 0.0
     priority_weight: float = 0.0
-
-
-@compiled
-def beside_more(policy: PolicyTables, tokens: int) -> PolicyTables:
-    """The policy where ``tokens`` more are computed in a step than it is asked about.
-
-    For compiled callers: its arrays are views.
-    """
-    sps, theta_s = policy.steps_per_s, policy.theta_s
-    return PolicyTables(
-        policy.code,
-        policy.drafts,
-        policy.chooses_drafts,
-        policy.as_sglang,
-        policy.reads_confidences,
-        policy.length,
-        policy.threshold,
-        policy.table,
-        sps[min(tokens, sps.size - 1) :],
-        policy.alpha_s,
-        theta_s[min(tokens, theta_s.size - 1) :],
-        policy.min_gain,
-        policy.probe_rounds,
-        policy.ttft_s,
-        policy.tpot_s,
-        policy.slack_weight,
-        policy.priority_weight,
-    )
 
 
 class Workspace(NamedTuple):

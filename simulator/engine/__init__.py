@@ -7,6 +7,7 @@ In order of import:
 - ``kv_cache``: pages and the prefix cache
 - ``latency``: inter-token latency in narrow bins
 - ``lifecycle``: what becomes of a request: waiting, running, finished, handed over
+- ``ended``: planning beside requests that ended in the last step
 - ``prefill``: admission and prefill
 - ``decode``: one decode step, draft -> plan -> verify -> commit
 - ``kernel``: the replica's clock, admit -> plan -> step -> record

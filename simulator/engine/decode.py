@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from sglang_dspark.core.compiled import compiled, inlined
-from sglang_dspark.core.costs.tables import CostTables, beside, decode_step_seconds
+from sglang_dspark.core.costs.tables import CostTables, decode_step_seconds
 from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import PREFILL_MEMORY, Circumstances, fill_weights, slack_seconds
 from sglang_dspark.core.state import Floats
 from sglang_dspark.core.survival import fill_survival_rows, fill_survival_rows_float32
-from sglang_dspark.core.tables import PolicyTables, Workspace, beside_more
+from sglang_dspark.core.tables import PolicyTables, Workspace
 from simulator.acceptance.tables import AcceptanceTables, begin_request, draw_round
+from simulator.engine.ended import policy_beside, prices_beside
 from simulator.engine.kv_cache import (
     available_pages,
     evict_until,
@@ -317,7 +318,8 @@ def plan_and_time(
     """
     believed, asked = belief, policy
     if ended[1] > 0:
-        believed, asked = beside(belief, ended[1]), beside_more(policy, ended[1])
+        believed = prices_beside(belief, ended[1])
+        asked = policy_beside(policy, ended[1])
     state = memory.state[0]
     requests = state.running
     state.prefills_per_step += PREFILL_MEMORY * (state.prefills_since - state.prefills_per_step)

@@ -81,38 +81,6 @@ def without_overlap(tables: CostTables) -> CostTables:
 
 
 @compiled
-def beside(tables: CostTables, tokens: int) -> CostTables:
-    """The prices of steps in which ``tokens`` more are computed than are asked for.
-
-    For compiled callers: its arrays are views.
-    """
-    return CostTables(
-        tables.verify_s[tokens:],
-        tables.verify_slope_s,
-        tables.request_s,
-        tables.request_slope_s,
-        tables.draft_s,
-        tables.draft_slope_s,
-        tables.context_s,
-        tables.context_reference_tokens,
-        tables.prefill_base_s,
-        tables.prefill_token_s,
-        tables.prefill_pair_s,
-        tables.host_s,
-        tables.ragged_s[tokens:],
-        tables.ragged_slope_s,
-        tables.measured_tokens,
-        tables.measured_requests,
-        tables.prefill_floor_s,
-        tables.ragged_floor_s,
-        tables.adaptive_s,
-        tables.adaptive_request_s,
-        tables.overlapped_s,
-        tables.shaped,
-    )
-
-
-@compiled
 def _read(values: Floats, slope: float, index: int) -> float:
     """``values[index]``, continued along ``slope`` past the end."""
     last = values.size - 1

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sglang_dspark.core.planner import compile_policy
+from sglang_dspark.core.policy import Goodput
+from simulator.engine.ended import policy_beside, prices_beside
 from simulator.engine.layout import DECODE_STEP, PREFILL_STEP, Records
 from simulator.fleet.fleet import simulate
 from tests.simulator.replay_scenes import cost_model, scenario, trace
@@ -101,6 +104,43 @@ def test_an_ended_request_is_computed_with_as_many_tokens_as_it_verified_last() 
     assert last["committed_tokens"] == 0
     assert (before["computed_tokens"], last["computed_tokens"]) == (6, 6)
     assert (before["verify_tokens"], last["verify_tokens"]) == (5, 0)
+
+
+@pytest.mark.law
+def test_a_plan_leaves_room_for_who_ended_below_a_cliff() -> None:
+    """64 tokens take 10 ms, 65 ten times as long: no step falls there by what it did not plan."""
+    table = {"tokens": [1, 64, 65, 4096], "seconds": [0.01, 0.01, 0.1, 0.2], "between": "linear"}
+    for policy in ("global", "goodput"):
+        case = scenario(
+            policy,
+            trace(300, rate=500.0, output_mean=30.0),
+            cost_model=cost_model(table=table | ANALYTIC),
+            engine={"max_running_requests": 16},
+            step_capacity=4096,
+        )
+        steps: list[Records] = []
+        simulate(case, on_steps=lambda _, new, kept=steps: kept.append(new.copy()))  # type: ignore[misc]
+        found = np.concatenate(steps)
+        decode = found[found["kind"] == DECODE_STEP]
+        beside = decode["computed_tokens"] - decode["requests"] - decode["verify_tokens"]
+        assert (beside > 0).sum() > 50, "the case must have steps with who ended"
+        assert decode["computed_tokens"].max() <= 64
+
+
+@pytest.mark.law
+def test_prices_and_policy_beside_others_are_otherwise_the_same() -> None:
+    blocks: dict[str, Any] = {
+        "ragged": {"floor_s": 0.01, "step_s": 0.001} | ANALYTIC,
+        "adaptive": {"step_s": 0.002, "request_s": 0.003} | ANALYTIC,
+        "overlapped": {"step_s": 0.004} | ANALYTIC,
+        "prefill": {"base_s": 0.02, "token_s": 5e-5, "pair_s": 1e-10, "floor_s": 0.005} | ANALYTIC,
+    }
+    model = cost_model(schema_version=3, **blocks)
+    tables = model.tables(64, 8)
+    policy = compile_policy(Goodput(tpot_ms=20.0, slack_weight=0.5), model, 7, 8)
+    for one, other in ((tables, prices_beside(tables, 0)), (policy, policy_beside(policy, 0))):
+        for name, value in one._asdict().items():
+            np.testing.assert_array_equal(getattr(other, name), value, err_msg=name)
 
 
 @pytest.mark.law
