@@ -321,10 +321,14 @@ class CostModel:
                     stacklevel=2,
                 )
 
+    def text(self) -> str:
+        """The model as JSON, absent blocks left out and lists of numbers on a line."""
+        return layout(as_json(self))
+
     def save(self, path: str | Path) -> None:
-        """Write the model as JSON, absent blocks left out and lists of numbers on a line."""
+        """Write ``text``."""
         with atomic_write(path) as file:
-            file.write(layout(as_json(self)))
+            file.write(self.text())
 
 
 def as_json(model: CostModel) -> dict[str, Any]:

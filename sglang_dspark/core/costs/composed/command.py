@@ -18,7 +18,7 @@ from sglang_dspark.core.costs.composed.model import Order, compose
 from sglang_dspark.core.costs.composed.package import DTYPES, ENGINES, KV_DTYPES, hub_configs
 from sglang_dspark.core.costs.composed.targets import NAMED, Layout, target_of
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.files import did_you_mean
+from sglang_dspark.files import did_you_mean, refuse_onto_input, refuse_replacing
 
 
 def order_of(
@@ -121,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     model = compose(order)
     out = arguments.out or f"{model.name}.json"
+    refuse_onto_input(out, *filter(None, (arguments.model, arguments.drafter)))
+    refuse_replacing(out, model.text().encode(), force=arguments.force)
     model.save(out)
     print(f"{summary(model)}\nwritten: {out}")
     return 0
@@ -157,4 +159,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--gamma", type=int, metavar="N", help="draft tokens (default: the drafter's own)")
     add("--engine", default=ENGINES[0], metavar="NAME", help=f"whose kernels: {', '.join(ENGINES)}")
     add("-o", "--out", metavar="FILE", help="the file to write (default: the model's name)")
+    add("--force", action="store_true", help="replace another file in --out")
     return parser.parse_args(argv)

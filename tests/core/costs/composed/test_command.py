@@ -115,6 +115,24 @@ def test_a_drafters_config_that_lacks_something_says_what(
     assert f"{path}: block_size is missing" in capsys.readouterr().err
 
 
+@pytest.mark.law
+def test_it_writes_onto_no_input_and_over_no_other_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(QWEN))
+    asked = ("--model", str(config), "--gpu", "h200", "--drafter", "none")
+    assert build(*asked, "-o", str(config), "--force") == 2
+    assert json.loads(config.read_text()) == QWEN
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+    assert build(*asked, "-o", str(mine)) == 2
+    assert "give --force or another name" in capsys.readouterr().err
+    assert mine.read_text() == "{}"
+    assert build(*asked, "-o", str(mine), "--force") == 0
+    assert build(*asked, "-o", str(mine)) == 0  # the same bytes again
+
+
 @pytest.mark.example
 def test_without_the_extra_it_names_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
