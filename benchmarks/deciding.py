@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from benchmarks.provenance import provenance
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
 from sglang_dspark.core.costs.schema import AdaptiveCost, RaggedCost, StepTable
 from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.files import write_json

@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 from benchmarks.provenance import provenance
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.library import load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.policy import Goodput, PolicyFile, parse_policy
 from sglang_dspark.files import make_folder, write_json
 from simulator.acceptance.load import AcceptanceProfile, load_acceptance

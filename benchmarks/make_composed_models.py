@@ -18,7 +18,8 @@ from sglang_dspark.core.costs.composed.command import order_of
 from sglang_dspark.core.costs.composed.gpus import GPUS
 from sglang_dspark.core.costs.composed.model import compose
 from sglang_dspark.core.costs.composed.targets import NAMED, Layout
-from sglang_dspark.core.costs.model import SHIPPED, CostModel, load_cost_model
+from sglang_dspark.core.costs.library import SHIPPED, load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.tables import UNIFORM, draft_seconds, verify_seconds
 from sglang_dspark.files import atomic_write, make_folder, read_json, read_text
 

@@ -17,12 +17,8 @@ from typing import Any, NamedTuple
 from scipy.optimize import least_squares
 
 from sglang_dspark.cli import run_command
-from sglang_dspark.core.costs.model import (
-    SHIPPED,
-    CostModel,
-    as_json,
-    decode_cost_model,
-)
+from sglang_dspark.core.costs.library import SHIPPED
+from sglang_dspark.core.costs.model import CostModel, as_json, decode_cost_model
 from sglang_dspark.core.costs.roofline import (
     Drafter,
     Efficiency,

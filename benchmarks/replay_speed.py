@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.apart import measure_cases
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.policy import parse_policy
 from simulator.acceptance.load import load_acceptance
 from simulator.fleet.fleet import simulate

@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.provenance import provenance
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import GlobalBudget, PolicyFile
 from sglang_dspark.core.state import BatchState

@@ -19,7 +19,7 @@ from typing import Any
 from sglang_dspark.cli import Parser
 
 KINDS = {
-    "cost-models": ("what a step costs", "sglang_dspark.core.costs.model", "describe_shipped"),
+    "cost-models": ("what a step costs", "sglang_dspark.core.costs.library", "describe_shipped"),
     "policies": ("who decides what is verified", __name__, "describe_policies"),
     "slos": ("bounds on waiting and on pace", "simulator.slo", "describe_presets"),
     "acceptance": ("what is accepted", "simulator.acceptance.load", "describe_shipped"),

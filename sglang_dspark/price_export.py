@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Sequence
 
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.files import atomic_write, refuse_onto_input, refuse_replacing

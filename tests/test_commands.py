@@ -12,7 +12,7 @@ import pytest
 
 from sglang_dspark import __version__, listing
 from sglang_dspark.commands import COMMANDS, Command, holds, main
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.policy import parse_policy
 from simulator.acceptance.load import load_acceptance
 from simulator.slo import parse_slo

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sglang_dspark.core.costs.model import load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.library import load_cost_model, shipped_cost_models
 from sglang_dspark.core.costs.sglang_files import SpsTable, load_sglang_table
 from sglang_dspark.core.costs.sglang_prices import falling
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps

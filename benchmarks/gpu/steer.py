@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.gpu import servers as gpu_servers
 from benchmarks.gpu.simulated_acceptance import BARE_CPU, SURVIVAL
 from benchmarks.gpu.worker import DECODE_LOG, Bench, ms, table
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.core.state import BatchState

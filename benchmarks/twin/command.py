@@ -32,7 +32,8 @@ from benchmarks.provenance import provenance
 from benchmarks.twin.alone import judged, record_alone
 from benchmarks.twin.recording import ENGINE, LOADS, POLICIES, fitted_on, record
 from sglang_dspark.cli import Parser, run_command
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.policy import parse_policy
 from sglang_dspark.files import make_folder, os_problem, read_json, write_json
 from simulator.acceptance.load import load_acceptance

@@ -14,7 +14,8 @@ from scipy.optimize import nnls
 
 from benchmarks.validation.record import Transfer
 from benchmarks.validation.scenes import experts_touched, made_cost_model
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from simulator.acceptance.load import load_acceptance
 from simulator.acceptance.profile import SCHEMA_VERSION, FittedProfile
 from simulator.acceptance.published.fit import domain_parameters, stored_belief

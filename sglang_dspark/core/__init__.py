@@ -21,7 +21,8 @@ In order of import:
 """
 
 from sglang_dspark.core.calibration import Calibration, load_calibration
-from sglang_dspark.core.costs.model import CostModel, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.library import load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import (
     POLICIES,

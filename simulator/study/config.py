@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.policy import (
     DEFAULT_POLICY,
     POLICIES,

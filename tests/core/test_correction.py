@@ -27,7 +27,7 @@ from sglang_dspark.core.correction import (
     learn,
     nothing_learned,
 )
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.costs.sglang_files import SpsTable
 from sglang_dspark.core.costs.sglang_tables import from_sps
 from sglang_dspark.core.costs.tables import (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.costs.tables import CostTables
 from sglang_dspark.core.decide import decide
 from sglang_dspark.core.goodput import LEAST_WEIGHT, fill_weights, slack_seconds

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.costs.tables import UNIFORM, decode_step_seconds
 from sglang_dspark.core.planner import Planner

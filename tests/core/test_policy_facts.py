@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import POLICIES, choices, load_policy, policy_forms
 from sglang_dspark.core.state import BatchState, Floats

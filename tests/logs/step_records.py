@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sglang_dspark.core.costs.model import CostModel, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import GlobalBudget, PolicyFile
 from sglang_dspark.core.state import STOP_REASONS, BatchState, VerifyPlan

@@ -64,7 +64,8 @@ UPDATES: dict[str, dict[str, Any]] = {
 
 def write_configs(folder: Path) -> None:
     """A target, drafters that fit it and that do not, a cost model, policies; no weights."""
-    from sglang_dspark.core.costs.model import layout, load_cost_model
+    from sglang_dspark.core.costs.library import load_cost_model
+    from sglang_dspark.core.costs.model import layout
     from sglang_dspark.draft.model.config import DrafterConfig
 
     target = {

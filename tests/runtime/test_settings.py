@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sglang_dspark.core.corrected_planner import CorrectedPlanner
 from sglang_dspark.core.correction import Correction
-from sglang_dspark.core.costs.model import as_json, decode_cost_model, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import as_json, decode_cost_model
 from sglang_dspark.core.costs.sglang_files import load_sglang_table
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.state import BatchState

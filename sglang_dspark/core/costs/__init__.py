@@ -10,7 +10,8 @@ In order of import:
 - ``tables``: dense arrays, and the compiled functions that price a step
 - ``sglang_files``: SGLang's own cost-table files, and how it reads them
 - ``sglang_prices``: what they price, as blocks of a cost model
-- ``model``: ``CostModel``, the file as a whole; any by its file, the shipped ones by name
+- ``model``: ``CostModel``, the file as a whole
+- ``library``: the shipped ones by name, any by its file
 - ``composed``: a model from operators that were timed one by one
 - ``sglang_tables``: what a cost model looks like to SGLang's planner
 """

@@ -12,14 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_dspark.core.costs.model import (
-    SHIPPED,
-    CostModel,
-    as_json,
-    decode_cost_model,
-    load_cost_model,
-    shipped_cost_models,
-)
+from sglang_dspark.core.costs.library import SHIPPED, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import CostModel, as_json, decode_cost_model
 
 ROOT = Path(__file__).parents[3]
 COLLECTED = ROOT.parent / "shared" / "data" / "published" / "cost_curves.json"

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.model import CostModel, decode_cost_model, load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
+from sglang_dspark.core.costs.model import CostModel, decode_cost_model
 from sglang_dspark.core.costs.tables import (
     UNIFORM,
     decode_step_seconds,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sglang_dspark.core.costs.model import load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.library import load_cost_model, shipped_cost_models
 from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable, load_sglang_table
 from sglang_dspark.core.costs.sglang_tables import from_additive, from_sps, to_additive, to_sps
 from sglang_dspark.core.costs.tables import RAGGED, UNIFORM, decode_step_seconds, verify_seconds

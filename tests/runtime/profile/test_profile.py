@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.costs.sglang_files import SpsAdditiveTable, SpsTable, load_sglang_table
 from sglang_dspark.runtime.profile import command as profile
 from sglang_dspark.runtime.profile.fit import DecodePoint, PrefillPoint, fit

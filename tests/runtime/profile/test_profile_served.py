@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.runtime.profile import command as profile
 from sglang_dspark.server_client import ServerClient
 from tests.runtime.servers import Nursery, dspark_arguments

@@ -13,7 +13,8 @@ import pytest
 
 from analysis.compare import compare_page
 from analysis.replays import load_replay
-from sglang_dspark.core.costs.model import as_json, load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.library import load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.model import as_json
 from simulator.acceptance.load import load_acceptance
 from simulator.acceptance.whose import default_profile, mismatch, own_profile
 from simulator.run import main

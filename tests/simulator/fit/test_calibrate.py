@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.costs.schema import Provenance
 from sglang_dspark.core.costs.tables import UNIFORM, decode_step_seconds
 from sglang_dspark.core.policy import FixedLength, GlobalBudget, PolicyFile

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 from simulator.fit import calibrate
 from simulator.fit.gaps import prefill_batches, step_times
 from simulator.fit.prefill import Gaps, fit_prefill

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.costs.model import load_cost_model, shipped_cost_models
+from sglang_dspark.core.costs.library import load_cost_model, shipped_cost_models
 from sglang_dspark.core.planner import Planner
 from sglang_dspark.core.policy import parse_policy
 from simulator.fleet.fleet import simulate

@@ -10,7 +10,7 @@ import pytest
 
 from sglang_dspark.commands import main
 from sglang_dspark.core.costs.composed.package import hub_configs
-from sglang_dspark.core.costs.model import load_cost_model
+from sglang_dspark.core.costs.library import load_cost_model
 
 pytest.importorskip("aiconfigurator_core", reason="the extra operators is not installed")
 

@@ -12,7 +12,7 @@ from benchmarks import make_composed_models as maker
 from sglang_dspark.core.costs.composed.drafting import plan_of
 from sglang_dspark.core.costs.composed.package import hub_configs
 from sglang_dspark.core.costs.composed.targets import NAMED, Layout, target_of
-from sglang_dspark.core.costs.model import SHIPPED
+from sglang_dspark.core.costs.library import SHIPPED
 from sglang_dspark.core.costs.tables import UNIFORM, draft_seconds, verify_seconds
 from tests.core.costs.composed.orders import composed
 
