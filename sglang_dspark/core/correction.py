@@ -278,6 +278,8 @@ def corrected_costs(costs: CostTables, factors: Floats) -> CostTables:
         verify_slope_s=costs.verify_slope_s * verify,
         ragged_s=costs.ragged_s * verify,
         ragged_slope_s=costs.ragged_slope_s * verify,
+        plain_s=costs.plain_s * verify,
+        plain_slope_s=costs.plain_slope_s * verify,
         ragged_floor_s=costs.ragged_floor_s * verify,
         request_s=costs.request_s * verify,
         request_slope_s=costs.request_slope_s * verify,

@@ -19,6 +19,7 @@ import numpy as np
 from sglang_dspark.core.compiled import compiled, inlined
 from sglang_dspark.core.costs.tables import (
     DECIDED,
+    PLAIN,
     RAGGED,
     UNIFORM,
     CostTables,
@@ -67,9 +68,12 @@ def _reference_step_s(costs: CostTables, tokens: int, requests: int, shape: int)
 def step_shape(policy: PolicyTables, lengths: Ints, rows: int, columns: int, drafted: int) -> int:
     """The shape of the step that verifies ``lengths[:rows]`` of up to ``columns``.
 
+    ``none`` is a server that does not speculate, whatever else the same server would have drafted.
     ``goodput`` decides from old confidences and prices whether there is anything to decide: where
     it verifies all that was drafted, nobody waits for a confidence.
     """
+    if policy.code == NONE:
+        return PLAIN
     for r in range(1, rows):
         if lengths[r] != lengths[0]:
             return RAGGED

@@ -31,6 +31,8 @@ def prices_beside(tables: CostTables, tokens: int) -> CostTables:
         tables.host_s,
         tables.ragged_s[tokens:],
         tables.ragged_slope_s,
+        tables.plain_s[tokens:],
+        tables.plain_slope_s,
         tables.measured_tokens,
         tables.measured_requests,
         tables.prefill_floor_s,

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sglang_dspark.core.calibration import Calibration
+from sglang_dspark.core.costs.doubt import as_table
 from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
-from sglang_dspark.core.costs.schema import AdaptiveCost, StepTable
+from sglang_dspark.core.costs.schema import AdaptiveCost
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.scenario import Scenario
 
@@ -62,17 +63,7 @@ def mispriced(model: CostModel, factor: float) -> CostModel:
     if model.additive is not None:
         additive = replace(model.additive, theta_s=grown(model.additive.theta_s))
         return replace(model, additive=additive)
-    assert model.graphs is not None
-    # The formulas have no such factor; at every size they are a table like any other.
-    sizes = range(1, model.valid_range.tokens[1] + 1)
-    seconds = model.verify_curve.at(np.array(sizes, np.float64)).tolist()
-    table = StepTable(
-        tokens=tuple(sizes), seconds=grown(seconds), between="linear", origin="analytic"
-    )
-    graphs = model.graphs
-    if graphs.tiers_tokens and sizes[-1] > graphs.tiers_tokens[-1]:
-        graphs = replace(graphs, beyond_last_s=0.0)  # it is in the table
-    return replace(model, kind="table", table=table, roofline=None, graphs=graphs)
+    return mispriced(as_table(model), factor)  # the formulas have no such factor
 
 
 def dearer_deciding(model: CostModel, share: float) -> CostModel:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sglang_dspark.core.costs.model import CostModel
-from sglang_dspark.core.costs.tables import UNIFORM, decode_step_seconds
+from sglang_dspark.core.costs.tables import PLAIN, UNIFORM, decode_step_seconds
 from simulator.engine.layout import Records
 from simulator.study.metrics import batch_interval, is_finished
 
@@ -147,7 +147,9 @@ def budget_matters_from(row: Row, costs: CostModel) -> int | None:
     for n in sorted({math.ceil(2 ** (i / 4)) for i in range(41)}):
         rates = [
             committed[k]
-            / decode_step_seconds(tables, n * (k + 1), n, n if k else 0, n * context, UNIFORM)
+            / decode_step_seconds(
+                tables, n * (k + 1), n, n if k else 0, n * context, UNIFORM if k else PLAIN
+            )
             for k in range(gamma + 1)
         ]
         if rates[gamma] < (1.0 - _MATTERS) * max(rates):

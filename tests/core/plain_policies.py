@@ -42,7 +42,8 @@ def costs_of(verify_s: Any, **fields: Any) -> CostTables:
     }
     given = values | fields
     ragged = {"ragged_s": verify_s, "ragged_slope_s": given["verify_slope_s"]}
-    return CostTables(**(ragged | given))
+    plain = {"plain_s": verify_s, "plain_slope_s": given["verify_slope_s"]}
+    return CostTables(**(ragged | plain | given))
 
 
 def policy_of(code: int, **fields: Any) -> PolicyTables:

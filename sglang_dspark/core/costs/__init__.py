@@ -10,6 +10,7 @@ In order of import:
 - ``tables``: dense arrays, and the compiled functions that price a step
 - ``sglang_files``: SGLang's own cost-table files, and how it reads them
 - ``sglang_prices``: what they price, as blocks of a cost model
+- ``doubt``: how far prices may be off, and the model for any way to be off
 - ``model``: ``CostModel``, the file as a whole
 - ``library``: the shipped ones by name, any by its file
 - ``composed``: a model from operators that were timed one by one

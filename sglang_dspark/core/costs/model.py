@@ -7,8 +7,8 @@ step in ``tables``. Knows no policy and no clock.
 A file names its ``kind`` and carries the block of that name (``table``, ``additive`` or
 ``roofline``) beside ``draft, prefill, host, graphs, context, memory, watts``. Kind ``roofline`` may
 leave those out: they are derived from its config and data sheet. Schema 2 added ``drafter``;
-schema 3 the shapes of a step, ``ragged`` and ``adaptive``, and ``overlapped``. What was read from
-SGLang's own table carries it as ``sglang_sps`` or ``sglang_additive``.
+schema 3 the shapes of a step, ``ragged``, ``adaptive`` and ``plain``, and ``overlapped``. What was
+read from SGLang's own table carries it as ``sglang_sps`` or ``sglang_additive``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from sglang_dspark.core.costs.curve import Curve, additive_curve, roofline_curve, table_curve
+from sglang_dspark.core.costs.doubt import Doubt
 from sglang_dspark.core.costs.roofline import RooflineCost
 from sglang_dspark.core.costs.schema import (
     AdaptiveCost,
@@ -38,6 +39,7 @@ from sglang_dspark.core.costs.schema import (
     HostCost,
     Memory,
     OverlappedCost,
+    PlainCost,
     PrefillCost,
     PricedDrafter,
     Provenance,
@@ -57,7 +59,7 @@ from sglang_dspark.files import atomic_write, decode_record
 
 SCHEMA_VERSION = 3
 READABLE = (1, 2, 3)
-_SINCE = {"drafter": 2, "overlapped": 3, "ragged": 3, "adaptive": 3,
+_SINCE = {"drafter": 2, "overlapped": 3, "ragged": 3, "adaptive": 3, "plain": 3, "doubt": 3,
           "operators": 3, "sglang_sps": 3, "sglang_additive": 3}  # fmt: skip
 KINDS = ("table", "additive", "roofline")
 
@@ -93,12 +95,16 @@ class CostModel:
     """None: a ragged step costs what a uniform one does."""
     adaptive: AdaptiveCost | None = None
     """None: deciding costs nothing."""
+    plain: PlainCost | None = None
+    """None: a step without speculation costs what a uniform one does."""
     graphs: GraphTiers | None = None
     context: ContextCost | None = None
     """None: the context's length changes nothing."""
     memory: Memory | None = None
     """None: the KV pool must be given elsewhere."""
     watts: Watts | None = None
+    doubt: Doubt | None = None
+    """None: nobody said how far the prices may be off."""
     sglang_sps: SpsTable | None = None
     """SGLang's own file that the prices were made of, by which policy ``sglang`` decides as SGLang
     does from it; None: the policy decides by what SGLang's profiler would write for this model."""
@@ -237,6 +243,15 @@ class CostModel:
         return dataclasses.replace(curve, seconds=curve.seconds + self.ragged.step_s)
 
     @functools.cached_property
+    def plain_curve(self) -> Curve:
+        """As ``verify_curve``, of a server that does not speculate."""
+        if self.plain is None:
+            return self.verify_curve
+        assert self.graphs is not None
+        graphs = dataclasses.replace(self.graphs, tiers_tokens=self.plain.tiers_tokens)
+        return self._forward_curve(graphs)
+
+    @functools.cached_property
     def request_curve(self) -> Curve | None:
         """Seconds of the target's forward that the number of requests adds."""
         if self.additive is None:
@@ -269,6 +284,7 @@ class CostModel:
         assert self.host is not None
         verify_s, verify_slope_s = self.verify_curve.dense(max_tokens)
         ragged_s, ragged_slope_s = self.ragged_curve.dense(max_tokens)
+        plain_s, plain_slope_s = self.plain_curve.dense(max_tokens)
         nothing = np.zeros(max_requests + 1), 0.0
         request_s, request_slope_s = (
             self.request_curve.dense(max_requests) if self.request_curve else nothing
@@ -291,6 +307,8 @@ class CostModel:
             host_s=float(self.host.step_s),
             ragged_s=ragged_s,
             ragged_slope_s=ragged_slope_s,
+            plain_s=plain_s,
+            plain_slope_s=plain_slope_s,
             measured_tokens=self.valid_range.tokens[1],
             measured_requests=self.valid_range.requests[1],
             prefill_floor_s=float(self.prefill.floor_s),

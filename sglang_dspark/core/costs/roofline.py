@@ -282,6 +282,15 @@ class RooflineCost:
         return HostCost(step_s=0.0, origin="analytic", note="contained in the forward's constant")
 
 
+def sglang_plain_tiers(most: int) -> list[int]:
+    """Batch sizes for which SGLang captures graphs without speculation, up to ``most``.
+
+    1, 2, 4, 8, 12, then by 8 to 256, by 16 beyond (arg_groups/cuda_graph_hook.py, 0.5.21).
+    """
+    sizes = [1, 2, 4, 8, 12, *range(16, 257, 8), *range(272, most + 1, 16)]
+    return [r for r in sizes if r <= most]
+
+
 def sglang_request_tiers(most: int) -> list[int]:
     """Batch sizes for which SGLang captures graphs under speculation, up to ``most``.
 

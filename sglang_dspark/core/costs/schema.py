@@ -337,6 +337,26 @@ class AdaptiveCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainCost:
+    """The forward of a server that does not speculate, one token of each request; since schema 3.
+
+    The same forward as any other's of as many tokens, but padded to graphs of its own: they were
+    captured by requests, not by whole blocks. Without the block such a step is padded like a
+    uniform one.
+    """
+
+    tiers_tokens: tuple[int, ...]
+    """Token counts with a captured graph for such steps, at least one."""
+    origin: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("origin", self.origin, ORIGINS)
+        zeros = [0.0] * len(self.tiers_tokens)
+        check_probes(self.tiers_tokens, zeros, unit="plain tiers_tokens", name="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GraphTiers:
     """Token counts with a captured CUDA graph; a step is padded to the next, or runs eagerly."""
 

@@ -15,10 +15,11 @@ from sglang_dspark.core.compiled import compiled
 
 Floats = npt.NDArray[np.float64]
 
-UNIFORM, DECIDED, RAGGED = range(3)
+UNIFORM, DECIDED, RAGGED, PLAIN = range(4)
 """The shape of a step. ``UNIFORM``: all requests verify equally many tokens, and nobody looked at a
 confidence for it. ``DECIDED``: somebody did, and all verify all that was drafted. ``RAGGED``: some
-verify less than was drafted, or than others."""
+verify less than was drafted, or than others. ``PLAIN``: a step of a server that does not speculate,
+one token of each request."""
 
 LEAST_CONTEXT_SHARE = 0.25
 """A context shorter than the reference never takes more than three quarters off a forward."""
@@ -55,6 +56,10 @@ class CostTables(NamedTuple):
     """[M+1] as ``verify_s`` for a ragged step; the same where the model knows no difference."""
     ragged_slope_s: float
     """Seconds per token beyond M of a ragged step."""
+    plain_s: Floats
+    """[M+1] as ``verify_s`` for a plain step; the same where the model knows no difference."""
+    plain_slope_s: float
+    """Seconds per token beyond M of a plain step."""
     measured_tokens: int
     """Largest step, in tokens, that the model vouches for."""
     measured_requests: int
@@ -102,6 +107,8 @@ def verify_seconds(
         return 0.0
     if shape == RAGGED:
         forward = _read(tables.ragged_s, tables.ragged_slope_s, tokens)
+    elif shape == PLAIN:
+        forward = _read(tables.plain_s, tables.plain_slope_s, tokens)
     else:
         forward = _read(tables.verify_s, tables.verify_slope_s, tokens)
     extra = context_tokens - requests * tables.context_reference_tokens
@@ -113,7 +120,7 @@ def verify_seconds(
 @compiled
 def adaptive_seconds(tables: CostTables, requests: int, shape: int) -> float:
     """What deciding a step's lengths costs, beside reading confidences that are there anyway."""
-    if shape == UNIFORM:
+    if shape in (UNIFORM, PLAIN):
         return 0.0
     return tables.adaptive_s + tables.adaptive_request_s * requests
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from sglang_dspark.core.costs.tables import (
     DECIDED,
+    PLAIN,
     RAGGED,
     UNIFORM,
     decode_step_seconds,
@@ -367,7 +368,9 @@ class ReferenceEngine:
         if more:
             costs, tables = alone
             planner.costs = costs._replace(
-                verify_s=costs.verify_s[more:].copy(), ragged_s=costs.ragged_s[more:].copy()
+                verify_s=costs.verify_s[more:].copy(),
+                ragged_s=costs.ragged_s[more:].copy(),
+                plain_s=costs.plain_s[more:].copy(),
             )
             planner.policy_tables = tables._replace(
                 steps_per_s=tables.steps_per_s[min(more, tables.steps_per_s.size - 1) :].copy(),
@@ -412,6 +415,8 @@ class ReferenceEngine:
     def _shape(self, lengths: list[int], drafted: int) -> int:
         """What the step is: ragged, uniform by decision, or uniform because nobody decided."""
         policy = self.planner.policy
+        if not self.speculative:
+            return PLAIN
         if len(set(lengths)) > 1:
             return RAGGED
         if not policy.reads_confidences or not drafted:

@@ -28,7 +28,7 @@ from sglang_dspark.core.costs.composed.step import (
 )
 from sglang_dspark.core.costs.composed.targets import Layout, Target
 from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel, as_json, decode_cost_model
-from sglang_dspark.core.costs.roofline import sglang_request_tiers
+from sglang_dspark.core.costs.roofline import sglang_plain_tiers, sglang_request_tiers
 from sglang_dspark.core.costs.schema import (
     AdditiveCost,
     ComposedOf,
@@ -83,10 +83,11 @@ def _compose(order: Order) -> CostModel:
     requests = tuple(sglang_request_tiers(_MOST_REQUESTS))
     width = 1 if plan is None else plan.gamma + 1
     tiers = tuple(width * r for r in requests)
+    plain = tuple(sglang_plain_tiers(_MOST_REQUESTS))
     step = compose_step(
         operators,
         requests=requests,
-        tokens=tiers,
+        tokens=tuple(sorted({*tiers, *plain})),
         width=width,
         pool_tokens=memory.pool_tokens,
     )
@@ -113,6 +114,7 @@ def _compose(order: Order) -> CostModel:
         draft=draft,
         prefill=_prefill(operators),
         host=parts.host(),
+        plain=parts.plain(plain),
         graphs=parts.graphs(tiers, width, operators.layers),
         context=ContextCost(
             token_s=step.token_s + drafted_context_s,

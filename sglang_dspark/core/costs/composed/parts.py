@@ -13,7 +13,14 @@ from sglang_dspark.core.costs.composed.gpus import Gpu
 from sglang_dspark.core.costs.composed.operators import Operators
 from sglang_dspark.core.costs.composed.targets import Layout, Target
 from sglang_dspark.core.costs.roofline import EAGER_LAYER_S, IDLE_SHARE
-from sglang_dspark.core.costs.schema import GraphTiers, HostCost, Memory, PricedDrafter, Watts
+from sglang_dspark.core.costs.schema import (
+    GraphTiers,
+    HostCost,
+    Memory,
+    PlainCost,
+    PricedDrafter,
+    Watts,
+)
 
 _USABLE = 0.88
 _SPARE = 1.02
@@ -37,6 +44,15 @@ def graphs(tiers: tuple[int, ...], width: int, layers: int) -> GraphTiers:
         origin="analytic",
         note=f"SGLang's speculative batch sizes up to {tiers[-1] // width}, times {width} tokens; "
         f"beyond them launches of {EAGER_LAYER_S * 1e6:g} us per layer are assumed",
+    )
+
+
+def plain(tiers: tuple[int, ...]) -> PlainCost:
+    """The plain part: SGLang's batch sizes without speculation."""
+    return PlainCost(
+        tiers_tokens=tiers,
+        origin="analytic",
+        note=f"SGLang's batch sizes without speculation up to {tiers[-1]}",
     )
 
 

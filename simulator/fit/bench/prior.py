@@ -1,0 +1,105 @@
+"""What a cost model deserves to be doubted before anything of its server was measured.
+
+Owns the widths, by origin, and what a model does not say that every server pays. They were set
+from what is known of composed and published prices beside measured ones (``docs/prices.md``),
+before any record of ``docs/validation.md`` was predicted, and are the same for all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sglang_dspark.core.costs.doubt import KNOTS, NAMES, Doubt, Floats, changed, doubt_of
+from sglang_dspark.core.costs.model import CostModel
+
+SPECULATING = (0.04, 0.04)
+"""Mean and deviation of what a speculating step costs beside drafting, in smallest forwards: a
+second launch, sampling and acceptance, the draft's own cache."""
+DECIDING = (0.03, 0.03)
+"""The same of deciding lengths in each step: published pairs of adaptive and fixed lengths at one
+to four clients lie between 0 and 0.08."""
+_OCTAVES = 4.0
+"""How far apart in log2 tokens errors of a forward's shape still agree."""
+_EXPERTS_GROWTH = 1.15
+"""A forward that grows by more from 1 to 16 tokens reads experts."""
+
+
+class Width(NamedTuple):
+    """Deviations of logarithms."""
+
+    level: float
+    shape: float
+    drafting: float
+    prefill: float
+    context: float
+
+
+WIDTHS = {
+    "measured": Width(0.03, 0.03, 0.05, 0.15, 0.15),
+    "published": Width(0.08, 0.08, 0.15, 0.25, 0.30),
+    "composed": Width(0.10, 0.07, 0.30, 0.25, 0.30),
+    "analytic": Width(0.25, 0.12, 0.40, 0.35, 0.50),
+}
+EXPERTS = Width(0.20, 0.08, 0.0, 0.10, 0.0)
+"""Added, in squares, for a composed or analytic forward that reads experts: who is asked for is
+drawn at random in the tables, and tokens of one request agree more than that."""
+STANDS_IN = Width(0.40, 0.15, 0.30, 0.40, 0.30)
+"""Added, in squares, for a model that stands in for another's, or for other hardware."""
+
+
+def reads_experts(model: CostModel) -> bool:
+    """Whether the forward grows between 1 and 16 tokens as that of a mixture of experts does."""
+    small, large = model.plain_curve.at(np.array([1.0, 16.0]))
+    return bool(large > _EXPERTS_GROWTH * small)
+
+
+def _width(model: CostModel, stands_in: bool) -> Width:
+    origin = model.provenance.origin
+    parts = [WIDTHS[origin]]
+    if origin in ("composed", "analytic") and reads_experts(model):
+        parts.append(EXPERTS)
+    if stands_in:
+        parts.append(STANDS_IN)
+    return Width(*np.sqrt(np.square(parts).sum(axis=0)).tolist())
+
+
+def covariance(width: Width, *, adaptive_known: bool = False) -> Floats:
+    """[names, names] of the widths."""
+    knots = len(KNOTS)
+    found = np.zeros((len(NAMES), len(NAMES)))
+    log_m = np.log2(KNOTS)
+    apart = (log_m[:, None] - log_m[None, :]) / _OCTAVES
+    found[:knots, :knots] = width.level**2 + width.shape**2 * np.exp(-0.5 * apart**2)
+    rest = {
+        "drafting": width.drafting,
+        "speculating": SPECULATING[1],
+        "deciding": 0.01 if adaptive_known else DECIDING[1],
+        "prefill": width.prefill,
+        "context": width.context,
+    }
+    for name, deviation in rest.items():
+        found[NAMES.index(name), NAMES.index(name)] = deviation**2
+    return found
+
+
+def doubted(model: CostModel, *, stands_in: bool = False) -> tuple[CostModel, Doubt]:
+    """The model with what servers pay and its origin leaves out, and the doubt that is left.
+
+    What a measured model says of a step holds all of it; a model with a doubt of its own keeps it.
+    """
+    if model.doubt is not None and not stands_in:
+        return model, model.doubt
+    x = np.zeros(len(NAMES))
+    if model.provenance.origin != "measured":
+        x[NAMES.index("speculating")] = SPECULATING[0] if model.draft else 0.0
+        x[NAMES.index("deciding")] = 0.0 if model.adaptive else DECIDING[0]
+    note = f"of origin {model.provenance.origin}"
+    note += ", standing in" if stands_in else ""
+    doubt = doubt_of(
+        covariance(_width(model, stands_in), adaptive_known=model.adaptive is not None),
+        basis="prior",
+        note=note,
+    )
+    return changed(model, x), doubt
