@@ -44,6 +44,10 @@ class Bench:
     acceptance: FittedProfile
     """Whose shape is taken; its level is each point's own accepted length."""
     engine: EngineConfig
+    gamma: int | None = None
+    """Tokens drafted; None: the cost model's, else the profile's."""
+    full_length: float | None = None
+    """Accepted of ``gamma`` verified tokens, for points that do not say their own."""
     seed: int = 0
 
 
@@ -96,12 +100,11 @@ def profile_of(bench: Bench, point: Point, model: CostModel, level: float) -> Fi
     """The point's acceptance: at its stated length, else the profile's, ``level`` added to the
     logarithm of its accepted draft tokens."""
     base = bench.acceptance
-    gamma = model.draft.gamma if model.draft else base.gamma
-    if not point.speculates:
-        return at_length(base, gamma=gamma, verified=gamma, length=None)
-    gamma = max(gamma, verified_tokens(point, 15)) if "fixed" in point.policy else gamma
+    gamma = bench.gamma or (model.draft.gamma if model.draft else base.gamma)
     verified = verified_tokens(point, gamma)
     length = point.accepted_length
+    if length is None and bench.full_length is not None:
+        verified, length = gamma, bench.full_length
     if length is None and level:
         length = 1.0 + (own_length(base, min(verified, base.gamma)) - 1.0) * float(np.exp(level))
     if length is not None:
@@ -151,7 +154,8 @@ def replay(
     decodes = steps["kind"] == DECODE_STEP
     rounds = max(int(steps["requests"][decodes].sum()), 1)
     accepted = int(steps["committed_tokens"][decodes].sum()) / rounds
-    return Replayed(figures, _slopes(point, figures, spent, accepted), accepted)
+    stated = point.accepted_length is not None or bench.full_length is not None
+    return Replayed(figures, _slopes(point, figures, spent, accepted, stated), accepted)
 
 
 def _figures(point: Point, outcome: Outcome, steps: Records) -> dict[str, float]:
@@ -199,13 +203,17 @@ def _seconds_by_name(model: CostModel, scenario: Scenario, steps: Records) -> tu
 
 
 def _slopes(
-    point: Point, figures: dict[str, float], spent: tuple[Floats, Floats], accepted: float
+    point: Point,
+    figures: dict[str, float],
+    spent: tuple[Floats, Floats],
+    accepted: float,
+    stated: bool,
 ) -> dict[str, Floats]:
     decode, prefill = spent
     clients = point.concurrency or 8
     between = decode + (clients - 1) / clients * prefill
     both = decode + prefill
-    more = (accepted - 1.0) / accepted if point.speculates else 0.0
+    more = 0.0 if stated or not point.speculates else (accepted - 1.0) / accepted
     token = np.append(-both[:-1] / both[-1], more)
     if point.rate and figures["output_tok_s"] > _PACE * point.rate * point.output_tokens:
         token = np.zeros(len(NAMES) + 1)
