@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.zoo.page import write_page
 from benchmarks.zoo.protocols import PROTOCOLS, as_rows, predict
 from benchmarks.zoo.records import FOLDER, all_records
-from benchmarks.zoo.score import score
+from benchmarks.zoo.score import score, unexplained_by, widen
 from sglang_dspark.cli import progress_bar, run_command
 from sglang_dspark.files import write_json
 
@@ -35,14 +35,12 @@ def predict_all(folder: Path, bar: Any) -> dict[str, Any]:
             points, pairs, moved = predict(record, protocol, lambda: bar.update(1))
             if not points:
                 continue
-            shown = as_rows(points), as_rows(pairs)
-            rows[name] = {
-                "score": score(*shown),
-                "moved": moved,
-                "points": shown[0],
-                "pairs": shown[1],
-            }
+            rows[name] = {"moved": moved, "points": as_rows(points), "pairs": as_rows(pairs)}
+        widen(rows)
+        for row in rows.values():
+            row["score"] = score(row["points"], row["pairs"])
         found["protocols"][protocol] = {
+            "unexplained": unexplained_by(rows),
             "score": score(
                 [point for row in rows.values() for point in row["points"]],
                 [pair for row in rows.values() for pair in row["pairs"]],

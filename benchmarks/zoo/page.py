@@ -1,2 +1,5 @@
 """The tables of ``docs/validation.md``."""
-def write_page(*a): pass
+
+
+def write_page(*a):
+    pass

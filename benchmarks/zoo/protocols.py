@@ -21,7 +21,6 @@ import numpy as np
 
 from benchmarks.zoo.records import ADAPTIVE, FIXED, NONE, Record, kind_of
 from sglang_dspark.core.costs.doubt import NAMES, Floats
-from sglang_dspark.core.costs.model import CostModel
 from simulator.fit.bench.points import Point
 from simulator.fit.bench.posterior import fit, prior_covariance
 from simulator.fit.bench.prior import doubted
@@ -29,9 +28,8 @@ from simulator.fit.bench.replays import Replayed, replay
 
 COLD, TWO_POINTS, USER = "cold", "two points", "what a user has"
 PROTOCOLS = (COLD, TWO_POINTS, USER)
-UNEXPLAINED, UNEXPLAINED_PAIR = 0.06, 0.03
-"""Deviation of one published logarithm, and of the ratio of two at one load, from a right replay:
-noise of the benchmark, and what the simulator leaves out."""
+PAIR = 0.03
+"""Deviation of the published ratio of two runs at one load from a right replay."""
 QUANTILE = 1.645
 """Of the normal, for a 90 % interval."""
 APART = 0.05
@@ -50,8 +48,10 @@ class Predicted:
     """``output_tok_s``, or ``tpot_ms`` where the record states no rate."""
     published: float
     predicted: float
-    half_width: float
-    """Of the 90 % interval of the logarithm."""
+    prices_sd: float
+    """Deviation of the logarithm by the doubt of prices; what no price explains comes to it."""
+    spread: float
+    """By how much the known points scatter more than their noise."""
 
     @property
     def error(self) -> float:
@@ -59,10 +59,9 @@ class Predicted:
         ratio = self.predicted / self.published
         return (ratio if self.figure == "output_tok_s" else 1.0 / ratio) - 1.0
 
-    @property
-    def covered(self) -> bool:
-        """Whether the interval holds what was published."""
-        return bool(abs(np.log(self.predicted / self.published)) <= self.half_width)
+    def half_width(self, unexplained: float) -> float:
+        """Of the 90 % interval of the logarithm."""
+        return float(QUANTILE * np.hypot(self.prices_sd, unexplained * self.spread))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +118,15 @@ def predict(
     points, bench = record.points(), record.bench()
     known = known_points(protocol, points)
     model, doubt = doubted(record.cost_model(), stands_in=record.stands_in)
-    covariance, level, moved = prior_covariance(doubt), 0.0, {}
+    covariance, level, moved, spread = prior_covariance(doubt), 0.0, {}, 1.0
     if known:
         found = fit(bench, model, doubt, [points[i] for i in known], tick=tick)
-        model, covariance, level = found.model, found.covariance, found.level
+        model, covariance = found.model, found.covariance
+        level, spread = found.level, found.spread
         moved = {
             "x": dict(zip((*NAMES, "accepted"), np.round(found.x, 3).tolist(), strict=True)),
             "misfit": np.round(found.misfit, 2).tolist(),
+            "spread": round(spread, 2),
             "converged": found.converged,
         }
     rest = [i for i in range(len(points)) if i not in known]
@@ -135,7 +136,7 @@ def predict(
     for i in {*rest, *(known if protocol == USER else [])}:
         replays[i] = replay(bench, points[i], model, level=level)
         tick()
-    predicted = [_predicted(points[i], replays[i], covariance) for i in rest]
+    predicted = [_predicted(points[i], replays[i], covariance, spread) for i in rest]
     return predicted, _pairs(points, replays, rest, covariance), moved
 
 
@@ -150,9 +151,8 @@ def _slopes(point: Point, replayed: Replayed) -> Floats:
     return slopes if figure == "output_tok_s" else -slopes
 
 
-def _predicted(point: Point, replayed: Replayed, covariance: Floats) -> Predicted:
+def _predicted(point: Point, replayed: Replayed, covariance: Floats, spread: float) -> Predicted:
     slopes, figure = _slopes(point, replayed), _figure(point)
-    deviation = float(np.sqrt(slopes @ covariance @ slopes + UNEXPLAINED**2))
     assert point.concurrency is not None
     return Predicted(
         policy=point.policy,
@@ -162,7 +162,8 @@ def _predicted(point: Point, replayed: Replayed, covariance: Floats) -> Predicte
         figure=figure,
         published=float(getattr(point, figure)),
         predicted=replayed.figures[figure],
-        half_width=QUANTILE * deviation,
+        prices_sd=float(np.sqrt(slopes @ covariance @ slopes)),
+        spread=spread,
     )
 
 
@@ -187,7 +188,7 @@ def _pairs(
             if i not in rest and j not in rest:
                 continue
             slopes = _slopes(one, replays[i]) - _slopes(other, replays[j])
-            deviation = np.sqrt(slopes @ covariance @ slopes + UNEXPLAINED_PAIR**2)
+            deviation = np.sqrt(slopes @ covariance @ slopes + PAIR**2)
             shown = [
                 _log_rate(p, replays[k].figures[_figure(p)]) for p, k in ((one, i), (other, j))
             ]
@@ -211,7 +212,7 @@ def as_rows(values: list[Any]) -> list[dict[str, Any]]:
     rows = []
     for value in values:
         row = asdict(value)
-        for name in ("error", "covered", "published_apart", "told_apart", "right"):
+        for name in ("error", "published_apart", "told_apart", "right"):
             if hasattr(value, name):
                 row[name] = getattr(value, name)
         rows.append({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})

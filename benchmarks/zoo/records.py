@@ -100,6 +100,7 @@ class Record:
                 max_running_requests=self.max_running_requests,
                 chunked_prefill_size=self.chunked_prefill_size,
                 enable_prefix_cache=False,
+                enable_mixed_chunk="vLLM" in self.engine,
                 confidence_lag_steps=self.confidence_lag_steps,
             ),
         )

@@ -3,9 +3,10 @@
     x ~ N(0, L L'),  one number for each of ``NAMES``
 The model's own tables are the centre, x = 0. A forward over m tokens costs exp(f(m)) times as much,
 f the line through the first seven numbers over log2 m, level outside them: a level and a shape that
-are wrong together. Drafting, prefills and context have a factor exp(x) each. ``speculating`` and
-``deciding`` are seconds of each step that drafts, and of each whose lengths are decided, in shares
-of the smallest forward. Owns the block of the file and the changed model. Knows no benchmark.
+are wrong together. Drafting, prefills and context have a factor exp(x) each. In shares of the
+smallest forward, ``speculating`` and ``speculating/root`` are seconds of each step that drafts, the
+latter times the root of its requests, and ``deciding`` of each step whose lengths are decided. Owns
+the block of the file and the changed model. Knows no benchmark.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ NAMES = (
     *(f"forward@{m}" for m in KNOTS),
     "drafting",
     "speculating",
+    "speculating/root",
     "deciding",
     "prefill",
     "context",
@@ -165,7 +167,8 @@ def changed(model: CostModel, x: Floats) -> CostModel:
     if model.draft is not None:
         seconds = np.exp(of["drafting"]) * np.array(model.draft.seconds)
         least = 0.1 * seconds  # a drafter that costs something never becomes free
-        seconds = np.maximum(seconds + of["speculating"] * smallest_s, least)
+        shares = of["speculating"] + of["speculating/root"] * np.sqrt(model.draft.requests)
+        seconds = np.maximum(seconds + shares * smallest_s, least)
         parts["draft"] = dataclasses.replace(model.draft, seconds=_rising(seconds))
     if model.context is not None:
         token_s = model.context.token_s * float(np.exp(of["context"]))

@@ -75,8 +75,8 @@ class Point:
         if self.output_tok_s > 1.5 * most_tok_s:
             raise ValueError(
                 f"{self.where}: {self.output_tok_s:g} tokens/s from {self.concurrency} clients "
-                f"with a TPOT of {self.tpot_ms:g} ms, which leaves at most {most_tok_s:.4g}; a TPOT is "
-                "per token in milliseconds, tokens/s are of all clients together"
+                f"with a TPOT of {self.tpot_ms:g} ms, which leaves at most {most_tok_s:.4g}; a "
+                "TPOT is per token in milliseconds, tokens/s are of all clients together"
             )
 
     @property

@@ -61,6 +61,9 @@ class Posterior:
     moved: Floats
     """[names + 1] the moves in prior deviations."""
     converged: bool
+    spread: float
+    """By how much the points scatter more than their noise says, at least 1: all doubt that is left
+    is that much wider."""
 
     @property
     def level(self) -> float:
@@ -143,7 +146,9 @@ def fit(
     slopes = slopes_of(after, seen)
     gain = prior @ slopes.T @ np.linalg.inv(slopes @ prior @ slopes.T + noise)
     covariance = prior - gain @ slopes @ prior
-    covariance = 0.5 * (covariance + covariance.T)
+    misfit = (y - shown) / np.sqrt(np.diag(noise))
+    spread = max(1.0, float(np.sqrt(np.mean(misfit**2))))
+    covariance = 0.5 * spread**2 * (covariance + covariance.T)
     centre = changed(model, x[:-1])
     left = doubt_of(covariance[:-1, :-1], basis="posterior", note=note)
     centre = dataclasses.replace(centre, schema_version=3, doubt=left)
@@ -153,9 +158,10 @@ def fit(
         covariance=covariance,
         before=before,
         after=after,
-        misfit=(y - shown) / np.sqrt(np.diag(noise)),
+        misfit=misfit,
         moved=x / np.sqrt(np.maximum(np.diag(prior), 1e-12)),
         converged=converged,
+        spread=spread,
     )
 
 

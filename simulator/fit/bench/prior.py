@@ -14,9 +14,14 @@ import numpy as np
 from sglang_dspark.core.costs.doubt import KNOTS, NAMES, Doubt, Floats, changed, doubt_of
 from sglang_dspark.core.costs.model import CostModel
 
-SPECULATING = (0.04, 0.04)
+SPECULATING = (0.02, 0.03)
 """Mean and deviation of what a speculating step costs beside drafting, in smallest forwards: a
 second launch, sampling and acceptance, the draft's own cache."""
+SPECULATING_ROOT = (0.0, 0.05)
+"""The same times the root of its requests: what a verify kernel, a state that is kept by token, or
+the host costs more than a plain forward of as many tokens."""
+STRANGE_ROOT = (0.10, 0.10)
+"""The same of a model that stands in: nobody knows the other's verify kernels."""
 DECIDING = (0.03, 0.03)
 """The same of deciding lengths in each step: published pairs of adaptive and fixed lengths at one
 to four clients lie between 0 and 0.08."""
@@ -39,10 +44,10 @@ class Width(NamedTuple):
 WIDTHS = {
     "measured": Width(0.03, 0.03, 0.05, 0.15, 0.15),
     "published": Width(0.08, 0.08, 0.15, 0.25, 0.30),
-    "composed": Width(0.10, 0.07, 0.30, 0.25, 0.30),
+    "composed": Width(0.10, 0.07, 0.30, 0.35, 0.30),
     "analytic": Width(0.25, 0.12, 0.40, 0.35, 0.50),
 }
-EXPERTS = Width(0.20, 0.08, 0.0, 0.10, 0.0)
+EXPERTS = Width(0.20, 0.08, 0.0, 0.20, 0.0)
 """Added, in squares, for a composed or analytic forward that reads experts: who is asked for is
 drawn at random in the tables, and tokens of one request agree more than that."""
 STANDS_IN = Width(0.40, 0.15, 0.30, 0.40, 0.30)
@@ -65,7 +70,7 @@ def _width(model: CostModel, stands_in: bool) -> Width:
     return Width(*np.sqrt(np.square(parts).sum(axis=0)).tolist())
 
 
-def covariance(width: Width, *, adaptive_known: bool = False) -> Floats:
+def covariance(width: Width, *, root_sd: float, adaptive_known: bool) -> Floats:
     """[names, names] of the widths."""
     knots = len(KNOTS)
     found = np.zeros((len(NAMES), len(NAMES)))
@@ -75,12 +80,16 @@ def covariance(width: Width, *, adaptive_known: bool = False) -> Floats:
     rest = {
         "drafting": width.drafting,
         "speculating": SPECULATING[1],
+        "speculating/root": root_sd,
         "deciding": 0.01 if adaptive_known else DECIDING[1],
-        "prefill": width.prefill,
         "context": width.context,
     }
     for name, deviation in rest.items():
         found[NAMES.index(name), NAMES.index(name)] = deviation**2
+    # A slow server is slow at prompts too: the level is theirs as well.
+    prefill = NAMES.index("prefill")
+    found[prefill, :knots] = found[:knots, prefill] = width.level**2
+    found[prefill, prefill] = width.level**2 + width.prefill**2
     return found
 
 
@@ -92,13 +101,18 @@ def doubted(model: CostModel, *, stands_in: bool = False) -> tuple[CostModel, Do
     if model.doubt is not None and not stands_in:
         return model, model.doubt
     x = np.zeros(len(NAMES))
+    root = STRANGE_ROOT if stands_in else SPECULATING_ROOT
     if model.provenance.origin != "measured":
-        x[NAMES.index("speculating")] = SPECULATING[0] if model.draft else 0.0
+        if model.draft:
+            x[NAMES.index("speculating")] = SPECULATING[0]
+            x[NAMES.index("speculating/root")] = root[0]
         x[NAMES.index("deciding")] = 0.0 if model.adaptive else DECIDING[0]
     note = f"of origin {model.provenance.origin}"
     note += ", standing in" if stands_in else ""
     doubt = doubt_of(
-        covariance(_width(model, stands_in), adaptive_known=model.adaptive is not None),
+        covariance(
+            _width(model, stands_in), root_sd=root[1], adaptive_known=model.adaptive is not None
+        ),
         basis="prior",
         note=note,
     )

@@ -32,6 +32,9 @@ from traces import Request, Trace, build_trace
 
 FIGURES = ("output_tok_s", "tpot_ms", "ttft_ms")
 _MOST_REQUESTS = 2000
+_ALONE_REQUESTS = 16
+"""A client alone sends one request after the other: more of them measure the same."""
+_ROOM = 1.2
 _STEP_BUFFER = 1 << 14
 _PACE = 0.98
 """An open loop whose tokens come at so much of the offered rate was waiting for requests."""
@@ -66,6 +69,8 @@ def made_requests(point: Point, *, seed: int) -> Trace:
     """Requests of the point's lengths, all there at once or coming at its rate."""
     most = max(_MOST_REQUESTS, 8 * (point.concurrency or 0))
     count = min(point.requests, most)
+    if point.concurrency == 1:
+        count = max(count, _ALONE_REQUESTS)
     draws = np.random.default_rng(seed)
 
     def lengths(mean: int) -> list[int]:
@@ -121,13 +126,20 @@ def scenario_of(
     belief: CostModel | None = None,
 ) -> Scenario:
     """The point as a simulation at the prices ``truth``, planned with ``belief``."""
+    engine = bench.engine
+    if engine.kv_pool_tokens is None and point.concurrency:
+        # Nobody benchmarks clients that do not fit; a server's own pool is its settings' to say.
+        longest = (point.prompt_tokens + point.output_tokens) * (1.0 + point.spread)
+        needed = int(_ROOM * point.concurrency * longest) + 4096
+        pool = max(needed, truth.kv_pool_tokens if truth.memory else 0)
+        engine = dataclasses.replace(engine, kv_pool_tokens=pool)
     return Scenario(
         trace=made_requests(point, seed=bench.seed),
         cost_model=truth,
         belief=belief,
         acceptance=profile_of(bench, point, truth, level),
         policy=parse_policy(point.policy),
-        engine=bench.engine,
+        engine=engine,
         concurrency=point.concurrency,
         seed=bench.seed,
         step_capacity=_STEP_BUFFER,
@@ -195,6 +207,7 @@ def _seconds_by_name(model: CostModel, scenario: Scenario, steps: Records) -> tu
     decode[NAMES.index("drafting")] = drafting.sum()
     if policy.drafts:
         decode[NAMES.index("speculating")] = smallest_s * steps.size
+        decode[NAMES.index("speculating/root")] = smallest_s * float(np.sqrt(requests).sum())
     if policy.reads_confidences:
         decode[NAMES.index("deciding")] = smallest_s * steps.size
     decode[NAMES.index("context")] = context.sum()
