@@ -91,6 +91,10 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "compose a step's cost of operators timed one by one", "sglang_dspark.prices",
         ),
         _command(
+            "prices calibrate", "simulator.fit.bench.command",
+            "correct a cost model by benchmarks, and say how far it may be off",
+        ),
+        _command(
             "prices from-server", "simulator.fit.from_server",
             "take a server's engine settings, from itself or its command",
         ),

@@ -9,5 +9,6 @@ In order of import:
 - ``gaps``: times of steps, and of the gaps in which prompts ran
 - ``logged_steps``: a step log as the fits read it
 - ``calibrate``: the command ``dspark calibrate``
+- ``bench``: benchmarks of a server, and the cost model that shows them
 - ``from_server``: the command ``dspark prices from-server``
 """
