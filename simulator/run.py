@@ -35,9 +35,10 @@ from simulator.study.config import (
 from simulator.study.first_start import shown_on
 from simulator.study.metrics import paired_difference
 from simulator.study.place import claimed
+from simulator.study.price_doubt import add_doubt, doubted_runs, priced, sentences
 from simulator.study.report import format_notes, format_table
 from simulator.study.results import ResultFolder
-from simulator.study.study import RunResult, perform
+from simulator.study.study import Run, RunResult, perform
 from simulator.study.verdict import gain, merit_of, verdict
 
 
@@ -122,8 +123,16 @@ def _configure(arguments: argparse.Namespace) -> RunConfig:
     )
 
 
-def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> dict[str, Any]:
-    """``summary.json``: the same bytes for the same inputs and seed."""
+def summarise(
+    study: Study,
+    results: Sequence[RunResult],
+    interrupted: bool,
+    drawn: Sequence[Sequence[RunResult]] = (),
+) -> dict[str, Any]:
+    """``summary.json``: the same bytes for the same inputs and seed.
+
+    ``drawn``: the same runs with prices off, one list for each way.
+    """
     config = study.config
     rows = [result.row for result in results]
     current = config.baseline
@@ -156,6 +165,8 @@ def summarise(study: Study, results: Sequence[RunResult], interrupted: bool) -> 
         "policies": rows,
         "differences": differences,
     }
+    if drawn:
+        add_doubt(summary, drawn, priced(study.runs))
     costs = None if config.fleet.pools else study.cost_model  # of equal replicas
     engine = study.runs[0].scenario.pools[0].engine
     places = engine.places(speculative=True)
@@ -199,6 +210,25 @@ def _heading(summary: dict[str, Any], study: Study) -> str:
     )
 
 
+def _doubted(
+    arguments: argparse.Namespace, ways: Sequence[Sequence[Run]], bar: Any, each: int, cut: bool
+) -> tuple[list[list[RunResult]], bool]:
+    """The runs with prices off, all of them or none; and whether Ctrl-C came, now or before."""
+    drawn: list[list[RunResult]] = []
+    bar.total = each * (1 + len(ways))
+    for i, runs in enumerate(ways, start=1):
+        bar.set_description_str(f"prices off, {i} of {len(ways)} ways", refresh=False)
+
+        def on_progress(finished: int, before: int = i * each) -> None:
+            bar.update(before + finished - bar.n)
+
+        found, cut = perform(runs, jobs=arguments.jobs, ray=arguments.ray, on_progress=on_progress)
+        if cut:
+            return [], True
+        drawn.append(found)
+    return drawn, cut
+
+
 def _replayed(
     arguments: argparse.Namespace,
     study: Study,
@@ -226,13 +256,15 @@ def _replayed(
                 on_wait=shown_on(bar),
                 on_progress=on_progress,
             )
+            ways = [] if interrupted else doubted_runs(study.runs)
+            drawn, interrupted = _doubted(arguments, ways, bar, total, interrupted)
         if not results:
             raise KeyboardInterrupt  # nothing to keep: the earlier result stays
         with warnings.catch_warnings(record=True) as outside:
             warnings.simplefilter("always")
             _warn_outside(study, results)
         notes = list(dict.fromkeys(str(warning.message) for warning in [*caught, *outside]))
-        summary = summarise(study, results, interrupted) | {"warnings": notes}
+        summary = summarise(study, results, interrupted, drawn) | {"warnings": notes}
         folder.finish([result.number for result in results], summary, config)
     finally:
         folder.discard()
@@ -262,6 +294,7 @@ def _command(arguments: argparse.Namespace) -> int:
         print("\n".join([_heading(summary, study), *(f"NOTE: {note}" for note in above), ""]))
         print(format_table(summary["policies"], interrupted=interrupted))
         print("\n".join([format_notes(summary), *_at_the_limit(study, results)]))
+        print("\n".join(sentences(summary)), end="\n" if "prices_draws" in summary else "")
         print(f"\n* best of its column. Wrote {out}/summary.json, requests.parquet, "
               f"batches.parquet, {'steps.parquet, ' * arguments.steps}config.json. "
               f"Draw it: dspark compare {out} -o compare.png")  # fmt: skip

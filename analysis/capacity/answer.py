@@ -85,7 +85,23 @@ def _fleet(report: dict[str, Any], fleet: dict[str, Any], wanted: str) -> list[s
     return [
         f"That is {_traffic(report, fleet)}. {count(found['gpus'], 'GPU')} under {wanted}"
         f"{_others(fleet, wanted)}: {text}.{spare}",
+        *_doubted(report, fleet, wanted),
         *_money(report, fleet, wanted),
+    ]
+
+
+def _doubted(report: dict[str, Any], fleet: dict[str, Any], wanted: str) -> list[str]:
+    """How many it may be with the doubt about prices."""
+    sizes = fleet["doubted_gpus"]
+    if not sizes or wanted != report["chosen"]:
+        return []
+    low, high = sizes[0], sizes[-1]
+    until = f"to {count(high, 'GPU')}" if high else "to more than any tried"
+    if low == high and high:
+        return [f"The doubt about prices leaves it at {count(high, 'GPU')}."]
+    return [
+        f"With the doubt about prices it may be {low} {until}, in {len(sizes)} ways of being off; "
+        "dspark prices calibrate narrows it with a benchmark of your server."
     ]
 
 

@@ -72,7 +72,10 @@ def _fleet(report: dict[str, Any], series: Sequence[Series]) -> Drawing:
         log_y=True,
     )
     panels: list[Panel] = [
-        ("Fewest GPUs", partial(draw_sizes, series=series, fleets=fleets, most=most)),
+        (
+            "Fewest GPUs",
+            partial(draw_sizes, series=series, fleets=fleets, most=most, chosen=report["chosen"]),
+        ),
         (
             "Traffic that one replica holds",
             partial(

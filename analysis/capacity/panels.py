@@ -22,12 +22,27 @@ Line = tuple[Sequence[float], Sequence[float | None]]
 _MISTAKE_MARKERS = "<>v^sDP"
 
 
+def _draw_doubt(axes: Axes, fleets: Sequence[dict[str, Any]], shift: float, one: Series) -> None:
+    for i, fleet in enumerate(fleets):
+        sizes = [size for size in fleet["doubted_gpus"] or () if size]
+        if sizes:
+            axes.vlines(i + shift, sizes[0], sizes[-1], color=one.look.colour, linewidth=1.4)
+
+
 def draw_sizes(
-    axes: Axes, series: Sequence[Series], fleets: Sequence[dict[str, Any]], most: int
+    axes: Axes,
+    series: Sequence[Series],
+    fleets: Sequence[dict[str, Any]],
+    most: int,
+    chosen: str,
 ) -> None:
-    """GPUs that hold each traffic; policies stand side by side, an arrow says "more than that"."""
+    """GPUs that hold each traffic; policies stand side by side, an arrow says "more than that".
+
+    A bar on the chosen policy's is the doubt about prices, where the cost model states one.
+    """
     step = 0.8 / max(1, len(series))
     found = [f["policies"][one.label]["gpus"] for f in fleets for one in series]
+    found += [size for fleet in fleets for size in fleet["doubted_gpus"] or ()]
     known_sizes = [size for size in found if size] or [1]
     largest = max(known_sizes)
     for place, one in enumerate(series):
@@ -36,6 +51,8 @@ def draw_sizes(
         sizes = [fleet["policies"][one.label]["gpus"] for fleet in fleets]
         known = [(i + shift, size) for i, size in enumerate(sizes) if size]
         axes.plot([x for x, _ in known], [y for _, y in known], label=one.label, **style)
+        if one.label == chosen:
+            _draw_doubt(axes, fleets, shift, one)
         for i, size in enumerate(sizes):
             if not size:
                 axes.annotate(

@@ -92,6 +92,7 @@ def build_report(
                     for label, sizes in findings.sizes.items()
                 },
                 "choice": _choice(findings.choices[i]),
+                "doubted_gpus": _doubted(findings, i, model.gpus),
             }
             for i, rate in enumerate(inquiry.rates)
         ],
@@ -121,6 +122,14 @@ def build_report(
     report["sureness"] = sureness_in_words(report)
     report["limits"] = [*limits_in_words(report), *(f"Warning: {note}." for note in notes)]
     return report
+
+
+def _doubted(findings: Findings, place: int, gpus: int) -> list[int | None] | None:
+    """GPUs of the chosen policy with prices off in each way, fewest first, None last."""
+    if not findings.doubted:
+        return None
+    sizes = [size and size * gpus for size in findings.doubted[place]]
+    return sorted(sizes, key=lambda size: (size is None, size or 0))
 
 
 def _cost_model(model: CostModel) -> dict[str, Any]:

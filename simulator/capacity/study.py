@@ -30,9 +30,10 @@ from simulator.capacity.questions import (
 )
 from simulator.capacity.search import Goal, offered_rate
 from simulator.fleet.config import FleetConfig
-from simulator.fleet.mistakes import MISTAKES, believes
+from simulator.fleet.mistakes import MISTAKES, Mistake, believes, mistaken
 from simulator.fleet.scenario import Scenario
 from simulator.study.first_start import warm_up
+from simulator.study.price_doubt import price_mistakes, priced
 from simulator.study.study import Run
 from simulator.sweep.sweep import sweep
 from traces import Trace
@@ -43,6 +44,8 @@ CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _NEAR_FULL = 4
 """Place in ``LOADS`` of a replica that is all but full."""
 _CLOSED_REQUESTS = 4096
+_WAYS = 6
+"""In how many ways prices are off where the cost model says how far they may be."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +88,13 @@ class Inquiry:
         credulous = sum(believes(run.scenario.policy) for run in self.runs)
         each = 1 + len(self.rates) + len(LOADS) + len(self.concurrencies)
         whole = len(self.runs) * each + 1 + credulous * 2 * len(MISTAKES)
+        whole += len(self.price_ways) * len(self.rates)
         return whole + len(self.rates) + 2 * (self.replicas is not None)
+
+    @property
+    def price_ways(self) -> list[Mistake]:
+        """How prices may be off; none where the cost model does not say."""
+        return price_mistakes(priced(self.runs), _WAYS)
 
     def at(self, run: Run, rate: float) -> Scenario:
         """``run`` at a traffic that fleets are sized for."""
@@ -119,6 +128,9 @@ class Findings:
     point: dict[str, Answer]
     mistake_loads: tuple[int, ...]
     """Concurrent requests: about as many as at the point, and the most."""
+    doubted: tuple[tuple[int | None, ...], ...]
+    """By rate, the fewest replicas of the chosen policy with prices off in each way; None where no
+    number holds it. Empty where the cost model says nothing of it."""
     mistakes: dict[str, list[Answer]]
     """By load, under each of ``MISTAKES``. Policies without beliefs are absent."""
 
@@ -212,6 +224,17 @@ def ask(
             ),
         ]
     )
+    ways = inquiry.price_ways
+    run = next(run for run in runs if run.label == chosen)
+    off = answers(
+        [
+            SizeQuestion(
+                scenario=mistaken(inquiry.at(run, rate), way), goal=goal, capacity_req_s=None
+            )
+            for rate in inquiry.rates
+            for way in ways
+        ]
+    )
     advised = {chosen, inquiry.current} if inquiry.replicas is not None else set()
     standing = [run for run in runs if run.label in advised]
     left = answers(
@@ -235,6 +258,10 @@ def ask(
         chosen=chosen,
         point_rate=point_rate,
         point=last[0],
+        doubted=tuple(
+            tuple(one["replicas"] for one in off[i * len(ways) : (i + 1) * len(ways)])
+            for i in range(len(inquiry.rates) if ways else 0)
+        ),
         mistake_loads=mistake_loads,
         mistakes=_by_policy(credulous, last[1:]),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.costs.doubt import as_table
+from sglang_dspark.core.costs.doubt import as_table, changed
 from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
 from sglang_dspark.core.costs.schema import AdaptiveCost
 from sglang_dspark.core.policy import PolicyFile
@@ -34,6 +34,8 @@ class Mistake:
     """Added to the confidence logits, after the factor."""
     deciding_share: float = 0.0
     """Of the smallest forward: what deciding costs a step in truth, beyond its price."""
+    prices: tuple[float, ...] = ()
+    """How the truth is off, by ``core.costs.doubt``; empty where it is not."""
 
 
 MISTAKES = (
@@ -97,7 +99,12 @@ def mistaken(scenario: Scenario, mistake: Mistake) -> Scenario:
     truth = scenario.cost_model
     if mistake.deciding_share:
         truth = dearer_deciding(truth, mistake.deciding_share)
-    return replace(scenario, cost_model=truth, belief=belief, policy=policy)
+    models = scenario.pool_models
+    if mistake.prices:
+        x = np.array(mistake.prices)
+        truth = changed(truth, x)
+        models = {name: changed(model, x) for name, model in models.items()}
+    return replace(scenario, cost_model=truth, pool_models=models, belief=belief, policy=policy)
 
 
 def believes(file: PolicyFile) -> bool:

@@ -9,6 +9,7 @@ In order of import:
 - ``study``: a list of runs, rows in the order asked for
 - ``first_start``: the kernel is there before anything begins
 - ``verdict``: what a comparison comes to
+- ``price_doubt``: what the doubt about prices does to a comparison
 - ``launch``: a command that starts SGLang, read
 - ``server``: what a server tells of itself, as engine settings
 - ``config``: what ``dspark run`` runs

@@ -195,11 +195,19 @@ def _at_one_load(gains: Mapping[str, Row | None], current: str) -> tuple[str, st
     return text, rest.replace("behind it", f"behind {current}")
 
 
+def _interval(gain: Row) -> tuple[float | None, float | None]:
+    """With the doubt about prices where there is one."""
+    known = gain.get("prices") or gain
+    return known["low"], known["high"]
+
+
 def _noise(gain: Row) -> bool:
     """Whether the interval holds no difference."""
-    return gain["low"] is not None and gain["low"] <= 0 <= gain["high"]
+    low, high = _interval(gain)
+    return low is not None and high is not None and low <= 0 <= high
 
 
 def _percent(gain: Row) -> str:
     text = f"{gain['mean']:+.1%}"
-    return text if gain["low"] is None else f"{text} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
+    low, high = _interval(gain)
+    return text if low is None else f"{text} [{low:+.1%}, {high:+.1%}]"

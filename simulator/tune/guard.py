@@ -6,12 +6,16 @@ random numbers that the search has not seen. Knows no search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.mistakes import MISTAKES, Mistake
+from simulator.study.price_doubt import price_mistakes
 from simulator.study.windows import Figures, Gain, gain, overall
 from simulator.tune.bench import NO_MISTAKE, Bench, Load
 from simulator.tune.search import ATTAINMENT_SLACK
@@ -25,6 +29,8 @@ LADDER = (1, 2, 4, 8, 16, 32)
 DRAWS = range(1, 4)
 """Random numbers of held-out windows; the search has draw 0."""
 _FEW_DRAWS = range(1, 2)
+_WAYS, _STUDENT = 8, 1.895
+"""In how many ways prices are off, and Student's t at 95 % for so many."""
 _FIGURES = ("throughput", "in_slo", "attainment", "speed")
 
 
@@ -47,6 +53,9 @@ class Examination:
     """Per number of clients: throughput over the current policy's, less 1."""
     mistakes: list[dict[str, Any]]
     """Per wrong belief: the gain over the current policy there."""
+    prices: dict[str, float] | None = None
+    """The gain over the current policy with the doubt about prices: mean, low and high of 90 %;
+    None where the cost model states none."""
 
     @property
     def reasons(self) -> list[str]:
@@ -57,6 +66,12 @@ class Examination:
             reasons.append(
                 f"The gain in {self.objective} over {name} is within noise: {percent(first)} on "
                 f"{self.windows} held-out windows."
+            )
+        elif self.prices is not None and self.prices["low"] <= 0:
+            low, high = self.prices["low"], self.prices["high"]
+            reasons.append(
+                f"With the doubt about prices the gain over {name} is [{low:+.2%}, {high:+.2%}]; "
+                "benchmark the server and give dspark prices calibrate what it measured."
             )
         for other, against in others:
             if against.high < 0:
@@ -102,7 +117,7 @@ class Guard:
 
     def most_trials(self) -> int:
         """No more than so many simulations."""
-        mistaken = 2 * len(MISTAKES) * len(_FEW_DRAWS)
+        mistaken = 2 * (len(MISTAKES) + len(self._ways)) * len(_FEW_DRAWS)
         judged = (1 + len(self.incumbents)) * len(DRAWS)
         low = (1 + len(self.incumbents) + len(self.low_load_others)) * len(LOW_LOADS)
         low += 2 * (len(LADDER) - len(LOW_LOADS))
@@ -131,6 +146,7 @@ class Guard:
             low_load=self._low_load(tuned),
             ladder=self._ladder(tuned),
             mistakes=self._mistakes(tuned),
+            prices=self._prices(tuned, gains[next(iter(self.incumbents))]),
         )
 
     def _figures(
@@ -176,6 +192,24 @@ class Guard:
             found = gain(ours, theirs, self.objective)
             rows.append({"mistake": mistake.label} | rounded(found))
         return rows
+
+    @property
+    def _ways(self) -> list[Mistake]:
+        base = self.bench.setting.base
+        return price_mistakes(base.pools[0].cost_model, _WAYS)
+
+    def _prices(self, tuned: PolicyFile, noise: Gain) -> dict[str, float] | None:
+        """The gain with prices off, the noise of windows added in squares."""
+        current = next(iter(self.incumbents.values()))
+        found = []
+        for way in self._ways:
+            ours, theirs = self._figures([tuned, current], way)
+            found.append(gain(ours, theirs, self.objective).mean)
+        if not found:
+            return None
+        half = math.hypot((noise.high - noise.low) / 2, _STUDENT * float(np.std(found, ddof=1)))
+        values = {"mean": noise.mean, "low": noise.mean - half, "high": noise.mean + half}
+        return {name: round(value, 6) for name, value in values.items()}
 
 
 def rounded(found: Gain) -> dict[str, float]:

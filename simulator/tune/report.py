@@ -35,6 +35,11 @@ def format_summary(summary: dict[str, Any]) -> str:
     for name, found in summary["gains"].items():
         shown = found["low"] > 0 or found["high"] < 0
         lines.append(f"  over {name}: {_interval(found)}" + ("" if shown else ", within noise"))
+    if "prices" in summary:
+        lines.append(
+            f"  over {summary['current']}, with the doubt about prices (90 %): "
+            f"{_interval(summary['prices'])}"
+        )
     lines.append("At low load, one replica:")
     lines += [
         f"  concurrency {row['concurrency']}: {row['output_tok_s']:.0f} tok/s, best other "

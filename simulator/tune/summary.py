@@ -114,6 +114,8 @@ def summarise(
             "mistakes": found.mistakes,
             "no_difference": found.no_difference,
         }
+        if found.prices is not None:
+            summary["prices"] = found.prices
     reasons = ["The run was interrupted before the policy was judged."]
     if found is not None:
         reasons = found.reasons
