@@ -191,11 +191,28 @@ def _budget_axis(axes: Axes) -> None:
     axes.set_ylabel("verified tokens per request and step\n(anchor included)")
 
 
+def _bound(side: int) -> Callable[[Replay, Row], float | None]:
+    """The throughput's interval with the doubt about prices: its low or high end."""
+
+    def of(replay: Replay, row: Row) -> float | None:
+        interval = (row.prices or {}).get("output_tok_s")
+        return interval and float(interval[side]) / replay.summary.gpus
+
+    return of
+
+
 def draw_throughput(axes: Axes, series: Sequence[Series]) -> None:
-    """Output tokens per second and GPU by load (the paper's Figure 8)."""
+    """Output tokens per second and GPU by load (the paper's Figure 8); where the cost model says
+    how far its prices may be off, a band of 90 %."""
+
+    def load(_: Replay, row: Row) -> float:
+        return float(row.concurrency or 0)
+
     for one in series:
-        xs, ys, _ = _points(one, lambda _, row: float(row.concurrency or 0), _throughput)
+        xs, ys, _ = _points(one, load, _throughput)
         axes.plot(xs, ys, label=one.label, **one.look.line())
+        lows, highs = (_points(one, load, _bound(side)) for side in (0, 1))
+        axes.fill_between(lows[0], lows[1], highs[1], color=one.look.colour, alpha=0.1, lw=0)
     _concurrency_axis(axes, series)
     axes.set_ylim(0.0, axes.get_ylim()[1])
     plain_axis(axes, "y")

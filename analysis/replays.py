@@ -38,6 +38,8 @@ class Row:
     output_tok_s: float | None
     tok_s_user_p50: float | None
     verify_tokens_per_request_step: float | None
+    prices: dict[str, Any] | None = None
+    """90 % intervals of figures with the doubt about prices; None where none was stated."""
 
 
 @dataclass(frozen=True, kw_only=True)

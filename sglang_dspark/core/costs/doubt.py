@@ -78,7 +78,7 @@ class Doubt:
     def draws(self, count: int) -> Floats:
         """[count, names] ways to be off; always the same, of which a larger count has more."""
         z = np.random.default_rng(0).standard_normal((count, len(NAMES)))
-        return z @ self.root().T
+        return np.round(z @ self.root().T, 9)  # machines round products differently
 
 
 def doubt_of(covariance: Floats, *, basis: str, note: str) -> Doubt:

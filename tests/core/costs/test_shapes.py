@@ -16,6 +16,7 @@ from sglang_dspark.core.costs.model import as_json, decode_cost_model
 from sglang_dspark.core.costs.sglang_tables import to_additive, to_sps
 from sglang_dspark.core.costs.tables import (
     DECIDED,
+    PLAIN,
     RAGGED,
     UNIFORM,
     CostTables,
@@ -24,7 +25,7 @@ from sglang_dspark.core.costs.tables import (
 )
 from tests.simulator.replay_scenes import cost_model
 
-SHAPES = (UNIFORM, DECIDED, RAGGED)
+SHAPES = (UNIFORM, DECIDED, RAGGED, PLAIN)
 TIERS = [8, 16, 32, 64]
 
 
@@ -122,3 +123,17 @@ def test_older_schemas_have_no_such_block(block: str) -> None:
     assert decode_cost_model(json.loads(json.dumps(as_json(model))), where="again") == model
     with pytest.raises(ValueError, match=f"{block} step_s -1 must be a finite number of at least"):
         cost_model(schema_version=3, **{block: value | {"step_s": -1.0}})
+
+
+@pytest.mark.law
+@given(st.integers(1, 64))
+def test_a_plain_step_is_padded_to_graphs_of_its_own(requests: int) -> None:
+    tables = tables_of(TIERS, plain={"tiers_tokens": [1, 2, 4, 48, 64]})
+    tier = next(tier for tier in (1, 2, 4, 48, 64) if tier >= requests)
+    assert forward_s(tables, requests, PLAIN) == forward_s(tables_of([]), tier, UNIFORM)
+    assert forward_s(tables, requests, UNIFORM) == forward_s(tables_of(TIERS), requests, UNIFORM)
+
+
+def test_a_plain_part_without_graphs_is_refused() -> None:
+    with pytest.raises(ValueError, match="plain tiers_tokens"):
+        tables_of(TIERS, plain={"tiers_tokens": []})

@@ -106,6 +106,7 @@ def test_they_agree_where_requests_are_left_out_and_paced(policy: Goodput, lag: 
 
 
 SHAPES = {
+    "plain": {"tiers_tokens": [1, 4, 24], "origin": "analytic"},
     "ragged": {"tiers_tokens": [], "floor_s": 0.011, "step_s": 3e-4, "origin": "analytic"},
     "adaptive": {"step_s": 4e-4, "request_s": 1e-5, "origin": "analytic"},
     "overlapped": {"step_s": 0.0105, "origin": "analytic"},
