@@ -22,6 +22,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``make_composed_models``: the shipped cost models that are composed of operators
 - ``make_cost_models``: the other shipped cost models
 - ``validation``: predictions beside published measurements, and their page
+- ``zoo``: every published record that can be replayed, under three protocols
 - ``twin``: the simulator beside a real server
 - ``gpu``: what needs a GPU; ``gpu.sh`` runs it
 """

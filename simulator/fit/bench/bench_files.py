@@ -131,7 +131,7 @@ def _serving(where: str, run: dict[str, Any], told: Told) -> Point:
         policy=_policy(where, told, accepted),
         concurrency=None if clients is None else int(clients),
         rate=rate if clients is None else None,
-        requests=told.requests or completed,
+        requests=completed,
         prompt_tokens=mean["input"],
         output_tokens=mean["output"],
         spread=_spread(run, ratio),
@@ -163,9 +163,9 @@ def _policy(where: str, told: Told, accepted: float | None) -> str:
 def _mean_tokens(
     where: str, run: Mapping[str, Any], side: str, completed: int, flag: int | None
 ) -> int:
-    if flag:
-        return flag
     total = _number(where, run, f"total_{side}_tokens")
+    if not total and flag:
+        return flag
     if not total:
         raise ValueError(
             f"{where}: says no total_{side}_tokens; give --{'prompt' if side == 'input' else side}"
@@ -231,8 +231,8 @@ def _guidellm(where: str, run: dict[str, Any], told: Told) -> Point:
     strategy = config.get("strategy") or {}
     clients = strategy.get("streams") or strategy.get("max_concurrency")
     rate = None if clients else strategy.get("rate")
-    prompt = told.prompt_tokens or metric("prompt_token_count")
-    output = told.output_tokens or metric("output_token_count")
+    prompt = metric("prompt_token_count") or told.prompt_tokens
+    output = metric("output_token_count") or told.output_tokens
     if not prompt or not output:
         raise ValueError(f"{where}: says no token counts; give --prompt-tokens and --output-tokens")
     return Point(
@@ -240,7 +240,7 @@ def _guidellm(where: str, run: dict[str, Any], told: Told) -> Point:
         policy=_policy(where, told, None),
         concurrency=int(clients) if clients else None,
         rate=float(rate) if rate else None,
-        requests=told.requests or completed or 1,
+        requests=completed or told.requests or 1,
         prompt_tokens=round(prompt),
         output_tokens=round(output),
         output_tok_s=metric("output_tokens_per_second"),
@@ -275,6 +275,11 @@ def _csv_points(path: str, text: str, told: Told) -> list[Point]:
                 raise ValueError(f"{where}: has more cells than the header has columns; mend it")
             if cell is not None and cell.strip():
                 values[name] = _cell(where, name, cell.strip())
+        if told.policy and values["policy"] != told.policy:
+            raise ValueError(
+                f"{where}: policy {values['policy']!r}, but the file was given as {told.policy}=; "
+                "drop one of the two"
+            )
         for name in ("policy", "prompt_tokens", "output_tokens"):
             if name not in values:
                 flag = "POLICY=FILE" if name == "policy" else f"--{name.replace('_', '-')}"

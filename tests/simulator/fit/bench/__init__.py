@@ -1,0 +1,1 @@
+"""``dspark prices calibrate``."""
