@@ -97,7 +97,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prompt_tokens=200 + 13 * (i % 7),
             output_tokens=30 + 5 * (i % 11),
         )
-        for i in range(160)
+        for i in range(320)
     ]
     write_trace(path, requests, source="test", command="test")
     return path
