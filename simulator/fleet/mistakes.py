@@ -56,14 +56,18 @@ def mispriced(model: CostModel, factor: float) -> CostModel:
     more token costs beside what the step costs anyway.
     """
 
-    def grown(seconds: Sequence[float]) -> tuple[float, ...]:
-        return tuple(seconds[0] + factor * (s - seconds[0]) for s in seconds)
+    def grown(seconds: Sequence[float], first: float) -> tuple[float, ...]:
+        # Sizes below the first tier are of plain steps alone.
+        return tuple(s if s < first else first + factor * (s - first) for s in seconds)
+
+    smallest_s = float(model.verify_curve.at(np.ones(1))[0])
 
     if model.table is not None:
-        table = replace(model.table, seconds=grown(model.table.seconds))
+        table = replace(model.table, seconds=grown(model.table.seconds, smallest_s))
         return replace(model, table=table)
     if model.additive is not None:
-        additive = replace(model.additive, theta_s=grown(model.additive.theta_s))
+        first = smallest_s - model.additive.bias_s
+        additive = replace(model.additive, theta_s=grown(model.additive.theta_s, first))
         return replace(model, additive=additive)
     return mispriced(as_table(model), factor)  # the formulas have no such factor
 
