@@ -169,6 +169,9 @@ def provenance(replays: Sequence[Replay]) -> list[str]:
         "SLO "
         + _each(f"{s.name} (TTFT {s.ttft_ms:.4g} ms, TPOT {s.tpot_ms:.4g} ms)" for s in slos),
         "rate " + _each(f"×{rate:g}" for rate in rates) if set(rates) != {1.0} else "",
+        "bands: 90 % with the doubt about prices"
+        if any(row.prices for s in summaries for row in s.policies)
+        else "",
         "seed " + _each(str(s.seed) for s in summaries),
         "sglang-dspark " + _each(r.settings.provenance.get("version", "?") for r in replays),
     ]

@@ -17,8 +17,8 @@ from sglang_dspark.files import decode_record, read_json
 from simulator.acceptance.load import load_acceptance
 from simulator.acceptance.profile import FittedProfile
 from simulator.engine.config import EngineConfig
+from simulator.fit.bench.asked import Bench
 from simulator.fit.bench.points import Point
-from simulator.fit.bench.replays import Bench
 
 FOLDER = Path(__file__).parent / "records"
 NONE, FIXED, ADAPTIVE = "none", "fixed", "adaptive"

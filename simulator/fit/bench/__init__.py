@@ -6,6 +6,7 @@ In order of import:
 - ``bench_files``: files of SGLang, vLLM and GuideLLM, and a CSV, as points
 - ``accepted``: an acceptance profile brought to a stated length
 - ``prior``: what a cost model deserves to be doubted before anything is measured
+- ``asked``: a point as a simulation
 - ``replays``: a point replayed, and where its seconds went
 - ``posterior``: the changes of the prices that points ask for, and what doubt is left
 - ``words``: what was found, for people

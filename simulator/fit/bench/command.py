@@ -20,11 +20,12 @@ from sglang_dspark.files import refuse_onto_input, refuse_replacing
 from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance
 from simulator.acceptance.profile import FittedProfile
 from simulator.engine.config import EngineConfig
+from simulator.fit.bench.asked import Bench, scenario_of
 from simulator.fit.bench.bench_files import Told, read_points
 from simulator.fit.bench.points import Point
 from simulator.fit.bench.posterior import Posterior, fit, most_replays
 from simulator.fit.bench.prior import doubted
-from simulator.fit.bench.replays import Bench, replay
+from simulator.fit.bench.replays import replay
 from simulator.fit.bench.words import complaints, doubts, next_point, table
 from simulator.study.config import flag_help
 from simulator.study.first_start import shown_on, warm_up
@@ -123,8 +124,6 @@ def _fitted(
     note = f"{len(points)} benchmark runs: " + ", ".join(f"{p.policy} at {p.load}" for p in points)
     with progress_bar(total=most_replays(points), unit="replay", leave=False) as bar:
         bar.set_description_str("loading the engine")
-        from simulator.fit.bench.replays import scenario_of
-
         warm_up(scenario_of(bench, points[0], base), shown_on(bar))
         bar.set_description_str("replaying")
         return fit(bench, base, doubt, points, note=note, tick=lambda: bar.update(1))

@@ -17,8 +17,9 @@ import numpy as np
 
 from sglang_dspark.core.costs.doubt import NAMES, Doubt, Floats, changed, doubt_of
 from sglang_dspark.core.costs.model import CostModel
+from simulator.fit.bench.asked import Bench
 from simulator.fit.bench.points import Point
-from simulator.fit.bench.replays import FIGURES, Bench, Replayed, replay
+from simulator.fit.bench.replays import FIGURES, Replayed, replay
 
 LEVEL_SD = 0.35
 """Of the logarithm of accepted draft tokens, where no point says how many there were."""

@@ -12,9 +12,10 @@ from sglang_dspark.core.costs.model import CostModel
 from simulator.acceptance.load import load_acceptance
 from simulator.acceptance.profile import FittedProfile
 from simulator.engine.config import EngineConfig
+from simulator.fit.bench.asked import Bench
 from simulator.fit.bench.points import Point
 from simulator.fit.bench.prior import doubted
-from simulator.fit.bench.replays import Bench, replay
+from simulator.fit.bench.replays import replay
 
 MODEL = "h200-qwen3-14b-composed"
 
