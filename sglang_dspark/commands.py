@@ -81,6 +81,10 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         ),
         _command("twin", "simulator.twin.command", "say how far a replay of your server is right"),
         _command(
+            "check-sglang", "sglang_dspark.runtime.steer.releases",
+            "say whether a release of SGLang can be steered", "sglang_dspark.check_sglang",
+        ),
+        _command(
             "step-log", "sglang_dspark.logs.step_log", "plan every logged step again",
             "sglang_dspark.runtime.step_log",
         ),
