@@ -223,7 +223,7 @@ def _problem(line: bytes, decoder_says: str) -> str:
 
 def shown(value: Any) -> str:
     """A JSON value, cut so that it fits a sentence."""
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

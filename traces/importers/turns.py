@@ -1,0 +1,114 @@
+"""The turns of a session: what each of them waited for, and the prompt that it sent.
+
+Owns ``delay_s``, the time from an answer to the next turn, by which a slower server gets fewer
+requests, and what the file's input counts mean within a session. Knows no format.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+
+import numpy as np
+
+from traces.importers.clock import UNITS
+from traces.importers.imported import Imported
+
+_OVERLAP_S = 1e-3
+"""A turn that starts this much before the answer before it ended did not wait for it."""
+_SHORTEST_S, _LONGEST_S = 0.02, 86400.0
+"""Delays whose median is outside are in another unit than they are read in."""
+
+AT_RECORDED = (
+    "turns at their recorded times, whatever the server does: the file says neither a delay nor "
+    "when the answer before ended"
+)
+OVERLAPPING = "turns sent before the answer before them ended: they keep their recorded times"
+AT_ONCE = "turns without a time or a delay: sent when the answer before them ends"
+BELOW = (
+    "turns with fewer input tokens than their session holds: read as whole prompts "
+    "(--turn-input new puts the session before them)"
+)
+
+
+def sessions_of(imported: Imported) -> dict[str, list[int]]:
+    """The rows of each session, in order."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for row, request in enumerate(imported.requests):
+        if request.session_id is not None:
+            found[request.session_id].append(row)
+    return found
+
+
+def delays_to_seconds(imported: Imported, asked: str | None, path: str) -> None:
+    """Bring the source's own delays to seconds. ``ValueError`` where they cannot be in its unit."""
+    given = [r.delay_s for r in imported.requests if r.delay_s]
+    unit = asked or imported.delay_unit
+    if given and asked is None:
+        median_s = float(np.median(given)) * UNITS[unit]
+        if not _SHORTEST_S <= median_s <= _LONGEST_S:
+            raise ValueError(
+                f"{path}: half of its delays between turns are above {median_s:g} s if they are "
+                f"in {unit}; give --time-unit s, ms, us or ns"
+            )
+    for request in imported.requests:
+        if request.delay_s is not None:
+            request.delay_s *= UNITS[unit]
+
+
+def close_loops(imported: Imported) -> None:
+    """Give every later turn its delay where the source tells it, and times where it has none.
+
+    Requests are in order of arrival within each session, times in seconds, NaN where there are
+    none. A turn without a time stands where it would be if answers took no time.
+    """
+    notes, requests = imported.notes, imported.requests
+    for rows in sessions_of(imported).values():
+        if requests[rows[0]].delay_s is not None:
+            requests[rows[0]].delay_s = None
+            notes["delays of first turns, which follow no answer"] += 1
+        for before, row in itertools.pairwise(rows):
+            turn, last = requests[row], requests[before]
+            if turn.delay_s is None and math.isnan(turn.arrival_s):
+                turn.delay_s = 0.0
+                notes[AT_ONCE] += 1
+            elif turn.delay_s is None:
+                pause_s = turn.arrival_s - last.arrival_s - imported.lasted_s[before]
+                if math.isnan(pause_s):
+                    notes[AT_RECORDED] += 1
+                elif pause_s < -_OVERLAP_S:
+                    notes[OVERLAPPING] += 1
+                else:
+                    turn.delay_s = round(max(0.0, pause_s), 6)
+            if math.isnan(turn.arrival_s):
+                turn.arrival_s = last.arrival_s + (turn.delay_s or 0.0)
+    alone = [r for r in requests if r.session_id is None and r.delay_s is not None]
+    for request in alone:
+        request.delay_s = None
+    if alone:
+        notes["delays of requests without a session"] += len(alone)
+
+
+def settle_prompts(imported: Imported, turn_input: str | None) -> None:
+    """Make every prompt whole: with ``new`` a turn sends its session's tokens before its own.
+
+    ``turn_input`` is ``--turn-input``. Prefix hashes of later turns are those of their own tokens
+    then, which no longer begin the prompt: they are left out.
+    """
+    hashes_left = 0
+    for rows in sessions_of(imported).values():
+        held = 0
+        for row in rows:
+            request = imported.requests[row]
+            if held and turn_input == "new":
+                request.prompt_tokens += held
+                hashes_left += bool(request.prefix_hashes)
+                request.prefix_hashes = None
+            elif held and turn_input is None and imported.accumulates:
+                imported.notes[BELOW] += request.prompt_tokens < held
+            held = request.prompt_tokens + request.output_tokens
+    if not imported.notes[BELOW]:
+        del imported.notes[BELOW]
+    if hashes_left:
+        imported.notes["turns whose hashes do not begin their prompt: left out"] = hashes_left
