@@ -14,6 +14,7 @@ Read ``schema``, ``columns`` and ``store`` first. In order of import:
 - ``exported``: what an exported file cannot say of itself, beside it
 - ``convert``: the command ``dspark traces convert``
 - ``superpose``: more users, and traces side by side
+- ``export``: the command ``dspark traces export``
 - ``cut``: the command ``dspark traces cut``
 - ``statistics``: rates, burstiness, lengths, prefix reuse
 - ``picture``: the same drawn

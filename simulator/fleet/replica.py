@@ -6,6 +6,7 @@ kernel. Knows no router, no other replica and no event loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -191,6 +192,23 @@ class Replica:
         outgoing = self.memory.outbox[: self._state["outgoing"]].tolist()
         self._state["outgoing"] = 0
         return outgoing
+
+    def take_answers(self) -> list[int]:
+        """The requests that ended in its last step and that a turn waits for; once."""
+        answers = self.memory.answers[: self._state["answered"]].tolist()
+        self._state["answered"] = 0
+        return answers
+
+    @property
+    def next_step_s(self) -> float:
+        """When its next step begins, from what it holds now; never, where it holds nothing."""
+        state = self._state
+        if self.held == 0:
+            return math.inf
+        if state["running"] or state["queued"] or state["ended"] or state["chunked"] >= 0:
+            return self.now_s
+        first = self.memory.inbox[state["inbox_head"]]
+        return max(self.now_s, float(self.memory.requests["ready_s"][first]))
 
     def _inbox(self) -> npt.NDArray[np.int64]:
         state = self._state

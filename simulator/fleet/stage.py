@@ -7,6 +7,7 @@ event loop and no scenario: it is told what happens and when.
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from simulator.engine.layout import Records
 from simulator.fleet.replica import AWAY, DRAINING, OFF, STARTING, UP, Replica
 from simulator.fleet.routing import View, make_router
 from simulator.fleet.shedding import Shedder
+from simulator.fleet.turns import Turns
 from traces import Trace
 
 
@@ -75,8 +77,33 @@ class Stage:
         """Run every replica's steps that start before ``until_s``; let go who is drained."""
         for replica in self.replicas:
             replica.advance(until_s)
-            if replica.phase == DRAINING and replica.held == 0:
-                self._let_go(replica, replica.now_s)
+            self._let_go_drained(replica)
+
+    def advance_to_turn(self, until_s: float, turns: Turns) -> float:
+        """The same, up to the first turn that an answer within this time calls for; when that is.
+
+        The replica whose next step begins first goes on, until another's could end with an answer
+        that sends it something: so no step that began after a turn arrived was run without it.
+        """
+        steps = [(replica.next_step_s, place) for place, replica in enumerate(self.replicas)]
+        heapq.heapify(steps)
+        while steps and steps[0][0] < until_s:
+            begin_s, place = heapq.heappop(steps)
+            others_s = steps[0][0] if steps else math.inf
+            replica = self.replicas[place]
+            replica.advance(min(until_s, max(others_s + turns.least_s, _just_after(begin_s))))
+            answers = replica.take_answers()
+            for r in answers:
+                until_s = min(until_s, turns.answered(r, replica.now_s))
+            if answers or replica.next_step_s > begin_s:
+                heapq.heappush(steps, (replica.next_step_s, place))
+        for replica in self.replicas:
+            self._let_go_drained(replica)
+        return until_s
+
+    def _let_go_drained(self, replica: Replica) -> None:
+        if replica.phase == DRAINING and replica.held == 0:
+            self._let_go(replica, replica.now_s)
 
     # Phases: off -> starting -> up -> away -> up -> draining -> off
 
@@ -122,3 +149,7 @@ class Stage:
         self.router.forget(self._place[replica.number])
         replica.enter(OFF)
         replica.spans[-1] = (replica.spans[-1][0], now_s)
+
+
+def _just_after(time_s: float) -> float:
+    return math.nextafter(time_s, math.inf)

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from traces.columns import Floats
+from traces.columns import Floats, Where
 from traces.importers.fields import as_number, called, given, shown
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -93,7 +93,7 @@ class Clock:
         self.zoned = zoned
         return _since_1970(moment)
 
-    def seconds(self, path: str, times: Floats) -> tuple[Floats, list[str]]:
+    def seconds(self, path: str, times: Floats, where: Where) -> tuple[Floats, list[str]]:
         """(times in seconds, what was found of their unit). ``ValueError`` that asks for it."""
         if self.kind == _ISO:
             if self.asked not in (None, "s"):
@@ -102,11 +102,15 @@ class Clock:
                     "unit; leave it out"
                 )
             return times, []
-        told = _since_1970_unit(path, times)
+        told = _since_1970_unit(times, where)
         if self.asked is not None:
-            found = [f"times are read as {_WORDS[self.asked]}, as --time-unit says"]
+            found = [f"times are read as {_WORDS[self.asked]}, as was said"]
+            found = found if self.asked != self.unit else []
             if told not in (None, self.asked):
-                found = [f"{found[0]}; by their size they are {_WORDS[told or 's']} since 1970"]
+                found = [
+                    f"times are read as {_WORDS[self.asked]}, as was said; by their size they are "
+                    f"{_WORDS[told or 's']} since 1970"
+                ]
             return times * UNITS[self.asked], found
         if told is not None:
             found = [] if told == self.unit else [f"times are {_WORDS[told]} since 1970"]
@@ -179,7 +183,7 @@ def _choices(rates: dict[str, float], count: int) -> str:
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:,.3g} requests/s" if rate < 1000 else f"{rate:,.0f} requests/s"
+    return f"{rate:,.3g} requests/s" if rate < 100 else f"{rate:,.0f} requests/s"
 
 
 def _span(seconds: float) -> str:
@@ -189,7 +193,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _since_1970_unit(path: str, times: Floats) -> str | None:
+def _since_1970_unit(times: Floats, where: Where) -> str | None:
     """The unit in which all times lie between 2000 and 2100; None where they count from elsewhere.
 
     ``ValueError`` where some do in one unit and some in another, or some in none.
@@ -206,16 +210,18 @@ def _since_1970_unit(path: str, times: Floats) -> str | None:
     begun = float(times.min()) if len(times) else 0.0
     others = sum(count for unit, count in counts.items() if unit != most)
     if begun >= _YEAR_2000 and others:
+        row = int((~inside[most]).argmax())
         raise ValueError(
-            f"{path}: {counts[most]} times are {_WORDS[most]} since 1970 and {others} another "
-            "unit of it; write all times alike"
+            f"{where(row)}: time {times[row]:.0f} is not in {_WORDS[most]} since 1970, as "
+            f"{counts[most]} of {len(times)} are; write all times alike"
         )
     if begun < _YEAR_2000 and counts[most] > len(times) / 2 and most != "s":
         stray = ~inside[most]
         if float(times[stray].max()) < 0.5 * _YEAR_2000:
+            row = int(stray.argmax())
             raise ValueError(
-                f"{path}: {counts[most]} times are {_WORDS[most]} since 1970 and "
-                f"{int(stray.sum())} are not, such as {times[stray][0]:g}; mend or remove those"
+                f"{where(row)}: time {times[row]:g} is not in {_WORDS[most]} since 1970, as "
+                f"{counts[most]} of {len(times)} are; mend or remove the row"
             )
     return None
 

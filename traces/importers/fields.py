@@ -129,8 +129,8 @@ def given(where: str, record: dict[str, Any], field: str) -> Any:
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a value says nothing: null, an empty text, a NaN of pandas."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    """Whether a value says nothing: null or an empty text."""
+    return value is None or value == ""
 
 
 def as_number(value: Any) -> float | None:

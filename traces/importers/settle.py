@@ -107,7 +107,10 @@ def _settle_times(imported: Imported, path: str, options: Options) -> None:
     if timed.any() and not imported.per_session:
         _refuse_rate(path, options)
     if timed.any():
-        in_seconds, found = imported.clock.seconds(path, times[timed])
+        rows = np.flatnonzero(timed)
+        in_seconds, found = imported.clock.seconds(
+            path, times[timed], lambda row: imported.where(int(rows[row]))
+        )
         times[timed] = in_seconds - in_seconds.min()
         for request, time in zip(imported.requests, times.tolist(), strict=True):
             request.arrival_s = time

@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,8 @@ _PACKED = {
     b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
     b"\xd0\xcf\x11\xe0": ("a spreadsheet", "save it as CSV"),
 }
+_NO_NAME = re.compile(r"[:=\[\]{}]|.{80}")
+"""What a line of a log has in it and the name of a column has not."""
 _LOG_PREFIX = re.compile(r"^\[[^\]{}]*\]\s*(?=\{)")
 NOT_JSON = (
     "passed over: log lines that are not JSON (sglang writes it with --log-requests-format json)"
@@ -200,7 +203,9 @@ def kind_of(path: Path) -> str:
         return "yaml"
     if any(line.lstrip().startswith("{") or "] {" in line for line in lines):
         return "lines"
-    return "csv" if delimiter_of(lines[0]) else "lines"
+    names = lines[0].split(delimiter_of(lines[0]) or None)
+    header = delimiter_of(lines[0]) and not any(_NO_NAME.search(name) for name in names)
+    return "csv" if header else "lines"
 
 
 def _one_object(path: Path) -> str:
@@ -354,7 +359,8 @@ def _table(
             for batch in batches:
                 for record in batch.to_pylist():
                     number += 1
-                    yield number, {k: v for k, v in record.items() if v is not None}
+                    # A column of numbers with gaps holds NaN where pandas wrote it.
+                    yield number, {k: v for k, v in record.items() if not _is_gap(v)}
                 advance(int(size * len(batch) / rows) if rows else 0)
     except pa.ArrowException as error:
         problem = str(error).splitlines()[0]
@@ -363,6 +369,10 @@ def _table(
         if error.errno is None:
             raise ValueError(f"{path}: damaged {kind} ({error}); copy the file again") from None
         raise os_problem("read", path, error) from None
+
+
+def _is_gap(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _document(path: Path, kind: str, advance: Advance) -> Iterator[tuple[int, Record]]:

@@ -19,6 +19,8 @@ _OVERLAP_S = 1e-3
 """A turn that starts this much before the answer before it ended did not wait for it."""
 _SHORTEST_S, _LONGEST_S = 0.02, 86400.0
 """Delays whose median is outside are in another unit than they are read in."""
+_HISTORY_BLOCK_TOKENS = 64
+"""Of a session's own prefix where the source has no blocks."""
 
 AT_RECORDED = (
     "turns at their recorded times, whatever the server does: the file says neither a delay nor "
@@ -93,22 +95,42 @@ def close_loops(imported: Imported) -> None:
 def settle_prompts(imported: Imported, turn_input: str | None) -> None:
     """Make every prompt whole: with ``new`` a turn sends its session's tokens before its own.
 
-    ``turn_input`` is ``--turn-input``. Prefix hashes of later turns are those of their own tokens
-    then, which no longer begin the prompt: they are left out.
+    ``turn_input`` is ``--turn-input``. The session's tokens are then a prefix that the turn before
+    brought in, and its hashes say so.
     """
-    hashes_left = 0
-    for rows in sessions_of(imported).values():
+    below = repeated = 0
+    for session, rows in sessions_of(imported).items():
         held = 0
         for row in rows:
             request = imported.requests[row]
             if held and turn_input == "new":
                 request.prompt_tokens += held
-                hashes_left += bool(request.prefix_hashes)
-                request.prefix_hashes = None
+                repeated += 1
             elif held and turn_input is None and imported.accumulates:
-                imported.notes[BELOW] += request.prompt_tokens < held
+                below += request.prompt_tokens < held
             held = request.prompt_tokens + request.output_tokens
-    if not imported.notes[BELOW]:
-        del imported.notes[BELOW]
-    if hashes_left:
-        imported.notes["turns whose hashes do not begin their prompt: left out"] = hashes_left
+        if turn_input == "new" and len(rows) > 1:
+            _share_history(imported, session, rows)
+    if below:
+        imported.notes[BELOW] = below
+    if repeated:
+        imported.notes[f"turns that repeat their session, in blocks of {_size(imported)}"] = (
+            repeated
+        )
+
+
+def _size(imported: Imported) -> int:
+    imported.block_tokens = imported.block_tokens or _HISTORY_BLOCK_TOKENS
+    return imported.block_tokens
+
+
+def _share_history(imported: Imported, session: str, rows: list[int]) -> None:
+    """Full blocks of a session's prompts: the first turn's own, then the session's by place."""
+    size = _size(imported)
+    first = imported.requests[rows[0]]
+    begun = list(first.prefix_hashes or ())[: first.prompt_tokens // size]
+    first.prefix_hashes = begun or None
+    for row in rows:
+        request = imported.requests[row]
+        places = range(len(begun), request.prompt_tokens // size)
+        request.prefix_hashes = [*begun, *(f"{session}+{place}" for place in places)] or None
