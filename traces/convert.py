@@ -112,11 +112,11 @@ def _parser() -> Parser:
         "session (default: whole)",
     )  # fmt: skip
     parser.add_argument(
-        "--columns", type=_columns, metavar="OURS=THEIRS,...",
+        "--columns", metavar="OURS=THEIRS,...",
         help=f"what the input calls {', '.join(_COLUMNS)}",
     )  # fmt: skip
     parser.add_argument(
-        "--rows", type=_rows, metavar="FIRST:END",
+        "--rows", metavar="FIRST:END",
         help="only these records of the input, counted from 0",
     )  # fmt: skip
     parser.add_argument(
@@ -137,7 +137,11 @@ def _main(argv: Sequence[str] | None) -> int:
     _check_arguments(args)
     paths = _files(args.inputs)
     refuse_onto_input(args.out, *paths)
-    source = Source(paths, renamed=args.columns, rows=args.rows)
+    source = Source(
+        paths,
+        renamed=_columns(args.columns) if args.columns is not None else None,
+        rows=_rows(args.rows) if args.rows is not None else None,
+    )
     kind = detect_format(source) if args.format == "auto" else args.format
     if kind == "trace" and args.format == "auto" and len(source.kinds() & {"csv"}) == 0:
         args.block_tokens = args.block_tokens or _own_block_tokens(paths)

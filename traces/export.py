@@ -100,6 +100,8 @@ def export(
     size, step = _block_step(trace, block_tokens)
     dropped: Counter[str] = Counter()
     numbered = [request.prefix_hashes for request in trace_requests(trace)]
+    if kind == "csv":
+        numbered = [request.prefix_hashes for request in requests]
     coarse = [(hashes or [])[step - 1 :: step] for hashes in numbered]
     data = _WRITERS[kind](trace, requests, coarse, size, dropped)
     meta = ExportMeta(
@@ -137,13 +139,15 @@ Hashes = Sequence[list[int | str]]
 def _csv(
     trace: Trace, requests: Sequence[Request], hashes: Hashes, size: int, dropped: Counter[str]
 ) -> bytes:
-    """Every field of this project under its own name; hashes with blanks between them."""
+    """Every field of this project under its own name; hashes with blanks between them, or as JSON
+    where they are texts."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for request, blocks in zip(requests, hashes, strict=True):
         row = {name: getattr(request, name, None) for name in CSV_COLUMNS}
-        row["prefix_hashes"] = " ".join(map(str, blocks)) or None
+        numbers = all(isinstance(block, int) and block >= 0 for block in blocks)
+        row["prefix_hashes"] = " ".join(map(str, blocks)) if numbers else json.dumps(blocks)
         row["block_tokens"] = size if blocks else None
         writer.writerow(row)
     return text.getvalue().encode()

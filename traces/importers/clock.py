@@ -24,7 +24,7 @@ _YEAR_2000, _YEAR_2100 = 946_684_800.0, 4_102_444_800.0
 _SLOWEST, _FASTEST = 0.01, 100.0
 """Requests per second that a trace is expected within: 1000 apart, two units are both inside only
 between 10 and 100 of the finer."""
-_OWN_SLOWEST, _SAMPLE = 0.005, 10
+_OWN_SLOWEST, _SAMPLE = 0.01, 10
 """Short samples of a format with names of its own may be slower."""
 IMPOSSIBLE_REQ_S = 1000.0
 """A mean rate beyond it is a wrong unit, unless the unit was given."""
@@ -42,7 +42,8 @@ class Clock:
     owner: str = "the format"
     """Who documents it, for the sentences."""
     shared: bool = False
-    """Whether other formats write the same fields in another unit."""
+    """Whether the fields' names do not vouch for it: others write them in another unit, or it is
+    finer than seconds, which somebody may have written instead."""
     or_seconds: bool = False
     """Whether one of those writes seconds and has no field of its own to be told by."""
     certain: bool = False

@@ -26,7 +26,7 @@ def read_dynamo(source: Source, *, on_bytes: Advance) -> Imported:
     """The requests of ``dynamo.request.trace.v1`` files; other events are passed over."""
     imported = Imported(
         name=source.where,
-        clock=Clock(unit="ms", owner="request_received_ms"),
+        clock=Clock(unit="ms", owner="request_received_ms", shared=True),
         carries_blocks=True,
     )
     used = Used(imported.notes, _USED)

@@ -93,11 +93,11 @@ def hashes(where: str, record: dict[str, Any], field: str) -> list[int | str]:
         return []
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.startswith("[") else value.split()
+            value = json.loads(value) if value.startswith("[") else [
+                int(part) if part.isdecimal() else part for part in value.split()
+            ]  # fmt: skip
         except ValueError:
             value = None
-        if isinstance(value, list):
-            value = [int(h) if isinstance(h, str) and h.isdecimal() else h for h in value]
     if not isinstance(value, list) or not all(type(h) in (int, str) for h in value):
         raise ValueError(
             f"{where}: {called(record, field)} {shown(record[field])} must be a list of numbers or "

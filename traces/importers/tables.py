@@ -77,7 +77,7 @@ _BASETEN = (
 def read_baseten(source: Source, *, on_bytes: Advance) -> Imported:
     """Baseten's Parquet exports; the prompts in them are not read."""
     imported = Imported(
-        name=source.where, clock=Clock(unit="ms", owner="timestamp_start_unix_ms"),
+        name=source.where, clock=Clock(unit="ms", owner="timestamp_start_unix_ms", shared=True),
         carries_blocks=True,
     )  # fmt: skip
     used = Used(imported.notes, _BASETEN)

@@ -56,7 +56,7 @@ def delays_to_seconds(imported: Imported, asked: str | None, path: str) -> None:
             )
     for request in imported.requests:
         if request.delay_s is not None:
-            request.delay_s *= UNITS[unit]
+            request.delay_s = round(request.delay_s * UNITS[unit], 9)
 
 
 def close_loops(imported: Imported) -> None:
