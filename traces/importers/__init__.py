@@ -4,7 +4,9 @@ Each source has a ``read_*`` function to ``imported.Imported``; ``convert`` of t
 chooses among them and then settles, in this order, times, blocks, prompts and sessions.
 
 - ``fields``: one value of a record, and the sentence for a wrong one
-- ``sources``: files as records with places: JSON, CSV, Parquet, gzip
+- ``texts``: a file's text and kind; gzip, byte order marks
+- ``readers``: CSV, Parquet, JSON and YAML as records
+- ``sources``: several files as records with places
 - ``clock``: seconds or milliseconds, told or asked for
 - ``imported``: what a reader returns
 - ``used``: what of a record is not carried

@@ -8,7 +8,8 @@ from __future__ import annotations
 from traces.importers import fields
 from traces.importers.clock import Clock
 from traces.importers.imported import Imported
-from traces.importers.sources import Advance, Source
+from traces.importers.sources import Source
+from traces.importers.texts import Advance
 from traces.importers.used import Used
 from traces.schema import Request
 

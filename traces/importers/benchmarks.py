@@ -12,7 +12,9 @@ from typing import Any
 from traces.importers import fields
 from traces.importers.clock import Clock
 from traces.importers.imported import Imported
-from traces.importers.sources import Advance, Record, Source
+from traces.importers.readers import Record
+from traces.importers.sources import Source
+from traces.importers.texts import Advance
 from traces.schema import Request
 
 FAILED = "left out: failed in the benchmark"

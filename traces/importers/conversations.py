@@ -14,7 +14,9 @@ import numpy as np
 from traces.importers import fields
 from traces.importers.clock import Clock
 from traces.importers.imported import Imported
-from traces.importers.sources import Advance, Record, Source
+from traces.importers.readers import Record
+from traces.importers.sources import Source
+from traces.importers.texts import Advance
 from traces.importers.used import Used
 from traces.schema import Request
 

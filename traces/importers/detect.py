@@ -55,8 +55,9 @@ _FIELDS = (
 _NO_REQUESTS = (
     (
         ("conditional_accept_rates", "marginal_accept_rates"),
-        "is a drafter's speculation_profile: rates of acceptance and no requests; a trace needs "
-        "when each request came and its token counts, as a server's request log has them",
+        "is a drafter's speculation_profile: rates of acceptance and no requests, for --acceptance "
+        "of dspark run; a trace needs when each request came and its token counts, as a server's "
+        "request log has them",
     ),
     (
         ("conversations", "conversation"),

@@ -10,8 +10,10 @@ import math
 from traces.importers import fields
 from traces.importers.clock import UNITS, Clock
 from traces.importers.imported import Imported
-from traces.importers.sources import Advance, Record, Source
+from traces.importers.readers import Record
+from traces.importers.sources import Source
 from traces.importers.tables import one_block_size
+from traces.importers.texts import Advance
 from traces.importers.used import Used
 from traces.schema import Request
 

@@ -11,7 +11,8 @@ import math
 from traces.importers import fields
 from traces.importers.clock import Clock
 from traces.importers.imported import Imported
-from traces.importers.sources import Advance, Source
+from traces.importers.sources import Source
+from traces.importers.texts import Advance
 from traces.importers.used import Used
 from traces.schema import Request
 

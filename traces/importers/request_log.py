@@ -20,7 +20,9 @@ from traces.importers import fields
 from traces.importers.benchmarks import check_accepted
 from traces.importers.clock import Clock
 from traces.importers.imported import Imported
-from traces.importers.sources import Advance, Record, Source
+from traces.importers.readers import Record
+from traces.importers.sources import Source
+from traces.importers.texts import Advance
 from traces.schema import Request
 
 _ERROR = "left out: error answers"

@@ -21,7 +21,7 @@ from traces.importers.dynamo import read_dynamo
 from traces.importers.imported import Imported
 from traces.importers.mooncake import read_mooncake
 from traces.importers.request_log import read_log
-from traces.importers.sources import Advance, Source
+from traces.importers.sources import Source
 from traces.importers.tables import (
     read_azure,
     read_baseten,
@@ -30,6 +30,7 @@ from traces.importers.tables import (
     read_servegen,
     read_vidur,
 )
+from traces.importers.texts import Advance
 from traces.importers.turns import (
     close_loops,
     delays_to_seconds,
