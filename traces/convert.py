@@ -44,16 +44,14 @@ def convert(
     command: str,
     force: bool = False,
 ) -> Trace:
-    """Write the imported requests as a trace. ``ValueError`` names the source's row."""
+    """Write the imported requests as a trace; a name that was used before gets a number."""
     names: dict[str, int] = {}
-    for row, request in enumerate(imported.requests):
-        if names.setdefault(request.request_id, row) != row:
-            first = imported.where(names[request.request_id])
-            raise ValueError(
-                f"{imported.where(row)}: request_id {request.request_id!r} was used before, at "
-                f"{first}; give every request its own"
-            )
+    for request in imported.requests:
         request.domain = domain or request.domain
+        again = names[request.request_id] = names.get(request.request_id, 0) + 1
+        if again > 1:
+            request.request_id = f"{request.request_id}#{again}"
+            imported.notes["request_id used before, numbered"] += 1
     files = [f"{path.name} (sha256 {_digest(path)[:16]})" for path in source.paths]
     shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
     return write_trace(

@@ -371,6 +371,34 @@ def test_guidellms_report_gives_the_requests_it_completed(
 
 
 @pytest.mark.example
+def test_aiperfs_records_are_its_answered_requests_and_a_users_turns_wait(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def record(user: str, start_ms: int, ms: int, **more: Any) -> dict[str, Any]:
+        start = (EPOCH_MS + start_ms) * 1_000_000 + 317
+        return {
+            "metadata": {"x_request_id": f"{user}{start_ms}", "x_correlation_id": user,
+                         "request_start_ns": start, "request_end_ns": start + ms * 1_000_000,
+                         "benchmark_phase": "profiling"},
+            "metrics": {"input_sequence_length": {"value": 550, "unit": "tokens"},
+                        "output_sequence_length": {"value": 9, "unit": "tokens"}},
+            "error": None,
+        } | more  # fmt: skip
+
+    rows = [record("a", 0, 400), record("b", 300, 400), record("a", 1400, 400),
+            record("c", 900, 1, error={"code": 499}, metrics={})]  # fmt: skip
+    requests, meta = converted(tmp_path, lines(*rows))
+    assert [(r.arrival_s, r.session_id, r.delay_s) for r in requests] == [
+        (0, "a", None), (0.3, None, None), (1.4, "a", 1.0),
+    ]  # fmt: skip
+    assert meta.notes == {"left out: failed in the benchmark": 1}
+    for path in tmp_path.iterdir():
+        path.unlink()
+    err = refused(tmp_path, capsys, lines(record("a", 0, -5)))
+    assert ":1: request_end_ns" in err
+
+
+@pytest.mark.example
 def test_error_answers_of_a_log_are_left_out_and_counted(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 2}
     rows = [

@@ -20,6 +20,7 @@ chooses among them and then settles, in this order, times, blocks, prompts and s
 - ``conversations``: Copilot's agents, WEKA
 - ``dynamo``: Dynamo's request traces
 - ``benchmarks``: bench_serving, vLLM's bench serve, GuideLLM
+- ``aiperf_records``: what AIPerf writes of each request
 - ``request_log``: requests that a server answered
 - ``settle``: from a reader's result to requests with arrivals in seconds
 """

@@ -50,7 +50,10 @@ def _copilot_call(
     imported: Imported, where: str, place: int, session: Record, call: Record, number: int
 ) -> None:
     spot = f"{where}: llm_calls[{number}]"
-    counts = fields.inner(spot, call, "tokens") if "tokens" in call else {}
+    if not call.get("tokens"):
+        imported.notes["left out: calls without token counts, which failed"] += 1
+        return
+    counts = fields.inner(spot, call, "tokens")
     prompt = fields.tokens(spot, counts, "prompt")
     cached = fields.optional(spot, counts, "cached") or 0.0
     if cached > prompt:

@@ -26,6 +26,7 @@ FORMATS = {
     "vidur": "Vidur",
     "servegen": "ServeGen",
     "guidellm": "a GuideLLM benchmark",
+    "aiperf": "AIPerf's profile_export.jsonl",
     "bench": "SGLang's bench_serving, vLLM's bench serve",
     "log": "SGLang's JSON request log, OpenAI-style answers",
 }
@@ -42,6 +43,7 @@ _FIELDS = (
     ("servegen", ("timestamp_s", "input_tokens")),
     ("copilot", ("turns",)),
     ("guidellm", ("benchmarks",)),
+    ("aiperf", ("metadata", "metrics")),
     ("bench", ("input_lens",)),
     ("bench", ("request_throughput",)),
     ("bench", ("output_throughput",)),
@@ -71,16 +73,27 @@ _NO_REQUESTS = (
         "answered",
     ),
     (
+        ("input_config", "request_latency"),
+        "holds a benchmark's averages or its inputs; a trace needs each request: convert AIPerf's "
+        "profile_export.jsonl",
+    ),
+    (
         ("schema_version", "provenance"),
         "is a cost model or a profile of this project, not a list of requests",
     ),
 )
 _ORDINARY = re.compile(r"Prefill batch|Decode batch|Finish: obj=|Receive: obj=")
+_GUIDELLM_CSV = re.compile(r"^\W*(Run Info|Benchmark)\W.*(Timings|Request|Metrics|Server)", re.I)
 _VLLM = re.compile(r"Avg prompt throughput|Engine \d+:|Received request")
 
 
 def detect_format(source: Source) -> str:
     """The key of ``FORMATS``. ``ValueError`` saying what would make it a trace otherwise."""
+    if _GUIDELLM_CSV.search(source.head().split("\n", 1)[0]):
+        raise ValueError(
+            f"{source.paths[0]}: looks like GuideLLM's CSV of averages; a trace needs each "
+            "request: write the report as JSON (--output-path benchmarks.json) and convert that"
+        )
     sample = source.sample()
     known = source.names() | {name for record in sample for name in record}
     if any(str(record.get("schema", "")).startswith("dynamo.") for record in sample):
@@ -97,11 +110,6 @@ def detect_format(source: Source) -> str:
     head = source.head()
     if not known:
         raise ValueError(f"{path}: {_without_records(head)}")
-    if "input_metrics" in head or head.startswith(("Run Info", "Benchmark,", '"Run Info')):
-        raise ValueError(
-            f"{path}: looks like GuideLLM's CSV of averages; a trace needs each request: write "
-            "the report as JSON (--output-path benchmarks.json) and convert that"
-        )
     raise ValueError(f"{path}: {_unknown(known)}")
 
 

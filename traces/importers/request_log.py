@@ -39,7 +39,6 @@ def read_log(source: Source, *, on_bytes: Advance) -> Imported:
         for answer in _sampled_answers(source)
         if "meta_info" in answer
     )
-    taken: dict[str, int] = {}
     for place, record in source.records(on_bytes=on_bytes):
         where = source.where(place)
         answer = _answer(where, record, imported)
@@ -53,11 +52,6 @@ def read_log(source: Source, *, on_bytes: Advance) -> Imported:
         if request is None:
             imported.notes[_ABORTED] += 1
             continue
-        again = taken.get(request.request_id, 0)
-        taken[request.request_id] = again + 1
-        if again:
-            request.request_id = f"{request.request_id}#{again + 1}"
-            imported.notes["request_id used before, numbered"] += 1
         model = fields.name(answer, "model")
         imported.keep(request, place, lasted_s=lasted_s, model=model)
     return imported
@@ -98,6 +92,9 @@ def _answer(where: str, record: Record, imported: Imported) -> Record | None:
         fields.inner(where, record, "meta_info")
     elif not fields.is_absent(record.get("usage")):
         fields.inner(where, record, "usage")
+    elif str(record.get("object", "")).endswith(".chunk"):
+        imported.notes["passed over: parts of a stream without usage"] += 1
+        return None
     elif is_error(record):
         imported.notes[_ERROR] += 1
         return None

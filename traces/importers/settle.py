@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from traces.importers.aiperf_records import read_aiperf_records
 from traces.importers.arrivals import draw_arrivals, sort_by_arrival, with_arrivals
 from traces.importers.bailian import read_bailian
 from traces.importers.benchmarks import read_bench, read_guidellm
@@ -88,6 +89,7 @@ def _reader(kind: str, source: Source, options: Options) -> Callable[..., Import
     if kind == "trace":
         return functools.partial(read_own, source, block_tokens=options.block_tokens)
     readers: dict[str, Callable[..., Imported]] = {
+        "aiperf": read_aiperf_records,
         "bailian": read_bailian,
         "azure": read_azure,
         "burstgpt": read_burstgpt,
