@@ -189,6 +189,7 @@ def test_sglang_request_log_arrives_when_received_not_when_finished(tmp_path: Pa
     assert {name.split("(")[0].strip(): count for name, count in meta.notes.items()} == {
         "passed over: log lines that are not JSON": 1,
         "passed over: other events": 1,
+        "not carried: cached tokens, a count without the prefixes": 3,
         "left out: aborted before its first token": 1,
         "request_id used before, numbered": 1,
         "out of order, sorted by arrival": 1,

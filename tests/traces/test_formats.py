@@ -554,6 +554,17 @@ def test_json_is_the_same_in_lines_in_a_list_pretty_and_in_arrow(tmp_path: Path)
 
 
 @pytest.mark.example
+def test_a_tables_names_are_the_same_in_parquet_and_in_json(tmp_path: Path) -> None:
+    rows = [dict(zip(AZURE, (at, int(p), int(o)), strict=True)) for at, p, o in AZURE_ROWS]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parquet")
+    for content in ((tmp_path / "parquet").read_bytes(), lines(*rows), json.dumps(rows)):
+        requests, _ = converted(tmp_path, content, "--force")
+        assert [(r.arrival_s, r.prompt_tokens, r.output_tokens) for r in requests] == [
+            (0, 2162, 5), (1.5, 76, 9),
+        ]  # fmt: skip
+
+
+@pytest.mark.example
 def test_a_cut_last_line_is_left_out_and_a_damaged_gzip_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,7 +70,7 @@ def text_of(kind: str, rows: list[dict[str, Any]], ending: str, delimiter: str) 
 
 
 @pytest.mark.law
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_a_file_converts_to_its_times_and_blocks_or_asks_for_a_flag(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -13,7 +13,7 @@ import numpy as np
 
 from traces.importers import fields
 from traces.importers.clock import Clock
-from traces.importers.imported import Imported
+from traces.importers.imported import CACHED, Imported
 from traces.importers.readers import Record
 from traces.importers.sources import Source
 from traces.importers.texts import Advance
@@ -62,7 +62,7 @@ def _copilot_call(
             "mend or remove the session"
         )
     if cached > 0:
-        imported.notes["not carried: tokens.cached, a count without the prefixes"] += 1
+        imported.notes[CACHED] += 1
     duration_ms = fields.optional(spot, call, "duration_ms")
     name = fields.name(session, "session_id") or where
     imported.keep(

@@ -103,6 +103,9 @@ def detect_format(source: Source) -> str:
     for kind, wanted in _FIELDS:
         if known.issuperset(wanted):
             return kind
+    if not source.fold and any(name != name.lower() for name in known):
+        source.fold = True
+        return detect_format(source)
     path = source.paths[0]
     for names, sentence in _NO_REQUESTS:
         if known.intersection(names):

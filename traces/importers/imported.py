@@ -20,6 +20,7 @@ from traces.schema import Request
 FASTEST_TOKENS_S = 10_000.0
 """Tokens per second of one request beyond what any hardware generates."""
 MOST_REQUESTS = 10_000_000
+CACHED = "not carried: cached tokens, a count without the prefixes"
 
 
 @dataclass(kw_only=True)

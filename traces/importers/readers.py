@@ -74,12 +74,12 @@ def read_table(
             if kind == "parquet":
                 file = pq.ParquetFile(raw)
                 names, rows = file.schema_arrow.names, file.metadata.num_rows
-                kept = names if columns is None else [name for name in names if name in columns]
+                kept = _kept(names, columns)
                 batches = file.iter_batches(_BATCH_ROWS, columns=kept)
             else:
                 reader = pa.ipc.open_file(raw)
                 names = reader.schema.names
-                kept = names if columns is None else [name for name in names if name in columns]
+                kept = _kept(names, columns)
                 rows = 0
                 batches = (
                     reader.get_batch(i).select(kept) for i in range(reader.num_record_batches)
@@ -89,7 +89,7 @@ def read_table(
                 for record in batch.to_pylist():
                     number += 1
                     # A column of numbers with gaps holds NaN where pandas wrote it.
-                    yield number, {k: v for k, v in record.items() if not _is_gap(v)}
+                    yield number, folded({k: v for k, v in record.items() if not _is_gap(v)})
                 advance(int(size * len(batch) / rows) if rows else 0)
     except pa.ArrowException as error:
         problem = str(error).splitlines()[0]
@@ -98,6 +98,18 @@ def read_table(
         if error.errno is None:
             raise ValueError(f"{path}: damaged {kind} ({error}); copy the file again") from None
         raise os_problem("read", path, error) from None
+
+
+def _kept(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
+    return [name for name in names if columns is None or name.lower() in columns]
+
+
+def folded(record: Record) -> Row:
+    """A record under names in small letters."""
+    return Row(
+        {name.lower(): value for name, value in record.items()},
+        {name.lower(): name for name in record},
+    )
 
 
 def _is_gap(value: Any) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from traces.importers import fields
 from traces.importers.benchmarks import check_accepted
 from traces.importers.clock import Clock
-from traces.importers.imported import Imported
+from traces.importers.imported import CACHED, Imported
 from traces.importers.readers import Record
 from traces.importers.sources import Source
 from traces.importers.texts import Advance
@@ -52,6 +52,8 @@ def read_log(source: Source, *, on_bytes: Advance) -> Imported:
         if request is None:
             imported.notes[_ABORTED] += 1
             continue
+        if _cached(answer):
+            imported.notes[CACHED] += 1
         model = fields.name(answer, "model")
         imported.keep(request, place, lasted_s=lasted_s, model=model)
     return imported
@@ -104,6 +106,14 @@ def _answer(where: str, record: Record, imported: Imported) -> Record | None:
             "OpenAI-style answers: mend or remove the line"
         )
     return record
+
+
+def _cached(answer: Record) -> bool:
+    """Whether the server found a part of the prompt in its cache."""
+    counts: Record = answer["meta_info" if "meta_info" in answer else "usage"]
+    details = counts.get("prompt_tokens_details", counts.get("input_tokens_details"))
+    inner: Record = details if isinstance(details, dict) else counts
+    return bool(fields.as_number(inner.get("cached_tokens")))
 
 
 def is_error(record: Record) -> bool:

@@ -16,7 +16,14 @@ from pathlib import Path
 import msgspec
 
 from traces.importers.fields import Row
-from traces.importers.readers import Record, json_object, read_csv, read_document, read_table
+from traces.importers.readers import (
+    Record,
+    folded,
+    json_object,
+    read_csv,
+    read_document,
+    read_table,
+)
 from traces.importers.texts import HEAD_BYTES, Advance, delimiter_of, kind_of, open_text
 
 SAMPLE_RECORDS = 50
@@ -46,12 +53,14 @@ class Source:
         self._kinds = [kind_of(path) for path in self.paths]
         # A CSV header's names are in small letters by then.
         self._renamed = {
-            name.lower() if "csv" in self._kinds else name: ours
+            name if self._kinds[0] in ("lines", "document", "yaml") else name.lower(): ours
             for name, ours in (renamed or {}).items()
         }
         self._rows = rows
         self.lenient = False
         """Whether lines of another kind are passed over and counted, as in a server's log."""
+        self.fold = False
+        """Whether the names of fields are read in small letters, as those of tables are."""
         self.notes: dict[str, int] = {}
         """Lines that held no record, and how many."""
 
@@ -76,6 +85,8 @@ class Source:
     ) -> Iterator[tuple[int, Record]]:
         for number, (path, kind) in enumerate(zip(self.paths, self._kinds, strict=True)):
             for spot, record in self._read(path, kind, columns, on_bytes or (lambda read: None)):
+                if self.fold and not isinstance(record, Row):
+                    record = folded(record)
                 if self._renamed:
                     record = self._renaming(record)
                 yield number * _SPOT + spot, record
