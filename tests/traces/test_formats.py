@@ -575,6 +575,8 @@ def test_a_cut_last_line_is_left_out_and_a_damaged_gzip_is_not(
     for path in tmp_path.iterdir():
         path.unlink()
     capsys.readouterr()
+    latin = lines(*rows[:2]).encode() + '{"é": 1}\n'.encode("latin-1")
+    assert "source:3: byte 0xe9 is not UTF-8; save it as UTF-8" in refused(tmp_path, capsys, latin)
     packed = gzip.compress(lines(*rows).encode())
     assert "damaged gzip" in refused(tmp_path, capsys, packed[:-20])
 

@@ -44,6 +44,8 @@ def read_bench(source: Source, *, run: int | None, on_bytes: Advance) -> Importe
 
 
 def _one(source: Source, runs: list[tuple[int, Any]], run: int | None) -> tuple[int, Any]:
+    if not runs:
+        raise ValueError(f"{source.paths[0]}: holds no run; give the file of a benchmark")
     if run is None and len(runs) > 1:
         raise ValueError(
             f"{source.paths[0]}: holds {len(runs)} runs; a trace is one run: give --run 1 to "

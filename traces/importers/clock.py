@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from traces.columns import Floats, Where
-from traces.importers.fields import as_number, called, given, shown
+from traces.importers.fields import MOST, as_number, called, given, shown
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds in one."""
@@ -68,7 +68,7 @@ class Clock:
         kind = _ISO if number is None else _NUMBER
         if number is None:
             number = self._date_s(where, field, value)
-        elif not math.isfinite(number) or number < 0:
+        elif not math.isfinite(number) or not 0 <= number < MOST:
             raise ValueError(
                 f"{where}: {field} {shown(value)} must be a finite number, 0 or more; "
                 "mend or remove the row"

@@ -170,6 +170,8 @@ def _weka_call(
 
 def _stated_size(imported: Imported, where: str, record: Record) -> None:
     size = fields.tokens(where, record, "block_size")
+    if size < 1:
+        raise ValueError(f"{where}: block_size {size} must be at least 1; mend the record")
     if imported.carries_blocks and size != imported.block_tokens:
         raise ValueError(
             f"{where}: block_size {size}, and {imported.block_tokens} above it; a trace has "

@@ -16,6 +16,10 @@ from traces.store import shown
 __all__ = ["shown"]
 
 
+MOST = 4.2e18
+"""Above it no number is a time, not even in nanoseconds since 1970."""
+
+
 class Row(dict[str, Any]):
     """A row of a table, under names in small letters; ``header`` has them as the file does."""
 
@@ -49,7 +53,7 @@ def amount(where: str, record: dict[str, Any], field: str) -> float:
     """A finite number in whatever unit the field has, 0 or more."""
     value = given(where, record, field)
     number = as_number(value)
-    if number is None or not math.isfinite(number) or number < 0:
+    if number is None or not math.isfinite(number) or not 0 <= number < MOST:
         raise ValueError(
             f"{where}: {called(record, field)} {shown(value)} must be a finite number, 0 or more; "
             "mend or remove the row"
@@ -108,7 +112,7 @@ def hashes(where: str, record: dict[str, Any], field: str) -> list[int | str]:
 
 def inner(where: str, record: dict[str, Any], field: str) -> dict[str, Any]:
     """An object in the record."""
-    value = record[field]
+    value = given(where, record, field)
     if not isinstance(value, dict):
         raise ValueError(
             f"{where}: {field} {shown(value)} is not an object; mend or remove the line"

@@ -92,11 +92,12 @@ def read_table(
                     yield number, folded({k: v for k, v in record.items() if not _is_gap(v)})
                 advance(int(size * len(batch) / rows) if rows else 0)
     except pa.ArrowException as error:
-        problem = str(error).splitlines()[0]
+        problem = " ".join(str(error).split())[:80]
         raise ValueError(f"{path}: damaged {kind} ({problem}); copy the file again") from None
     except OSError as error:
         if error.errno is None:
-            raise ValueError(f"{path}: damaged {kind} ({error}); copy the file again") from None
+            problem = " ".join(str(error).split())[:80]
+            raise ValueError(f"{path}: damaged {kind} ({problem}); copy the file again") from None
         raise os_problem("read", path, error) from None
 
 

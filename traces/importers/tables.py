@@ -119,7 +119,9 @@ def read_baseten(source: Source, *, on_bytes: Advance) -> Imported:
 def one_block_size(imported: Imported, where: str, row: dict[str, Any], field: str) -> None:
     """Take the block size that a row says; ``ValueError`` where an earlier row said another."""
     size = fields.tokens(where, row, field)
-    if imported.block_tokens not in (None, size) or size < 1:
+    if size < 1:
+        raise ValueError(f"{where}: {field} {size} must be at least 1; mend or remove the row")
+    if imported.block_tokens not in (None, size):
         raise ValueError(
             f"{where}: {field} {size}, and {imported.block_tokens} above it; a trace has blocks of "
             "one size: convert the parts one by one"

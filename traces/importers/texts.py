@@ -111,14 +111,31 @@ def _unpacking(path: Path) -> Iterator[None]:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip ({error}); copy the file again") from None
     except UnicodeDecodeError as error:
+        byte, encoding = error.object[error.start], error.encoding.upper()
+        line = _first_undecodable(path)
         raise ValueError(
-            f"{path}: byte 0x{error.object[error.start]:02x} is not {error.encoding.upper()}; "
-            "save it as UTF-8"
+            f"{path}:{line}: byte 0x{byte:02x} is not {encoding}; save it as UTF-8"
+            if line
+            else f"{path}: byte 0x{byte:02x} is not {encoding}; save it as UTF-8"
         ) from None
     except UnicodeError as error:
         raise ValueError(f"{path}: {error}; save it as UTF-8") from None
     except OSError as error:
         raise os_problem("read", path, error) from None
+
+
+def _first_undecodable(path: Path) -> int:
+    """The first line that is not UTF-8; 0 where none is, or none can be told."""
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        lines = gzip.GzipFile(fileobj=raw) if packed else raw
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 @contextmanager
