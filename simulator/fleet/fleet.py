@@ -212,8 +212,9 @@ class Fleet:
 
     def _next_coming_s(self, now_s: float) -> float:
         """When the next request comes, while answers may still call for one that comes earlier:
-        nobody is routed before that is known. Just after ``now_s`` for who comes then."""
-        if not self._turns.unsent:
+        nobody is routed before that is known. Just after ``now_s`` for who comes then. Never, where
+        the order of routing makes no difference."""
+        if not self._turns.unsent or len(self.replicas) == 1:
             return math.inf
         next_s = self._turns.next_s
         if self._arrived < self._arriving.size:

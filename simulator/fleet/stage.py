@@ -91,12 +91,13 @@ class Stage:
             begin_s, place = heapq.heappop(steps)
             others_s = steps[0][0] if steps else math.inf
             replica = self.replicas[place]
-            replica.advance(min(until_s, max(others_s + turns.least_s, _just_after(begin_s))))
-            answers = replica.take_answers()
+            apart_s = max(others_s + turns.least_s, math.nextafter(begin_s, math.inf))
+            answers = replica.advance_to_answer(min(until_s, apart_s))
             for r in answers:
                 until_s = min(until_s, turns.answered(r, replica.now_s))
-            if answers or replica.next_step_s > begin_s:
-                heapq.heappush(steps, (replica.next_step_s, place))
+            next_s = replica.next_step_s
+            if answers or next_s > begin_s:
+                heapq.heappush(steps, (next_s, place))
         for replica in self.replicas:
             self._let_go_drained(replica)
         return until_s
@@ -149,7 +150,3 @@ class Stage:
         self.router.forget(self._place[replica.number])
         replica.enter(OFF)
         replica.spans[-1] = (replica.spans[-1][0], now_s)
-
-
-def _just_after(time_s: float) -> float:
-    return math.nextafter(time_s, math.inf)
