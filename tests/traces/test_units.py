@@ -202,7 +202,7 @@ ASKED: list[tuple[str, list[dict[str, Any]], str]] = [
     (
         "delays in seconds",
         [ROWS | {"timestamp": 900 * k, "session_id": "s", "delay": 1.5} for k in range(4)],
-        "half of its delays between turns are above 0.0015 s if they are in ms; give --time-unit",
+        "half of its delays between turns are above 0.0015 s if they are in ms, too short or far",
     ),
     ("a negative time", [ROWS | {"timestamp": -1}], ":1: timestamp -1 must be a finite number"),
     ("no number", [ROWS | {"timestamp": float("nan")}], ":1: timestamp NaN must be a finite"),
@@ -251,6 +251,28 @@ def test_a_parquet_files_dates_are_times(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "source")
     assert main([str(tmp_path / "source"), "-o", str(tmp_path / "t.jsonl")]) == 0
     assert [r.arrival_s for r in read_requests(tmp_path / "t.jsonl")[0]] == [0, 1.5]
+
+
+@pytest.mark.example
+@pytest.mark.parametrize(("delay", "delay_s"), [(700, 0.7), (700_000, 0.7)])
+def test_delays_are_in_the_unit_that_was_said_or_in_their_formats_own(
+    tmp_path: Path, delay: int, delay_s: float
+) -> None:
+    rows = [ROWS | {"timestamp": 900_000 * k, "session_id": "s"} | ({"delay": delay} if k else {})
+            for k in range(4)]  # fmt: skip
+    (tmp_path / "source").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["-o", str(tmp_path / "t.jsonl"), "--time-unit", "us"]
+    assert main([str(tmp_path / "source"), *words]) == 0
+    requests, _ = read_requests(tmp_path / "t.jsonl")
+    assert [r.delay_s for r in requests] == [None, *[delay_s] * 3]
+    assert requests[3].arrival_s == pytest.approx(2.7)
+    for row in rows:
+        row["timestamp"] /= 1e6
+    (tmp_path / "source").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words[-1:] = ["s", "--force"]
+    if delay < 1000:  # seven minutes between turns that are a second apart are milliseconds
+        assert main([str(tmp_path / "source"), *words]) == 0
+        assert read_requests(tmp_path / "t.jsonl")[0][1].delay_s == delay_s
 
 
 BLOCKS: list[tuple[list[int], list[int], list[str], int | None, str]] = [

@@ -44,19 +44,46 @@ def sessions_of(imported: Imported) -> dict[str, list[int]]:
 
 
 def delays_to_seconds(imported: Imported, asked: str | None, path: str) -> None:
-    """Bring the source's own delays to seconds. ``ValueError`` where they cannot be in its unit."""
+    """Bring the source's own delays to seconds. ``ValueError`` where they can be in no unit said.
+
+    ``--time-unit`` goes for them too, unless only the unit that their format documents makes them
+    as long as delays are.
+    """
     given = [r.delay_s for r in imported.requests if r.delay_s]
     unit = asked or imported.delay_unit
-    if given and asked is None:
-        median_s = float(np.median(given)) * UNITS[unit]
-        if not _SHORTEST_S <= median_s <= _LONGEST_S:
+    gaps = _recorded_gaps(imported)
+    if given and not _plausible(given, gaps, unit):
+        if asked is None:
             raise ValueError(
-                f"{path}: half of its delays between turns are above {median_s:g} s if they are "
-                f"in {unit}; give --time-unit s, ms, us or ns"
+                f"{path}: half of its delays between turns are above "
+                f"{float(np.median(given)) * UNITS[unit]:g} s if they are in {unit}, too short or "
+                "far longer than the turns are apart; give --time-unit s, ms, us or ns"
             )
+        if _plausible(given, gaps, imported.delay_unit):
+            unit = imported.delay_unit
+            imported.notes[f"delays are read in {unit}, unlike the times"] = len(given)
     for request in imported.requests:
         if request.delay_s is not None:
             request.delay_s = round(request.delay_s * UNITS[unit], 9)
+
+
+def _recorded_gaps(imported: Imported) -> list[tuple[float, float]]:
+    """(seconds between a turn and the one before it, its delay as the source has it)."""
+    return [
+        (now.arrival_s - last.arrival_s, now.delay_s)
+        for rows in sessions_of(imported).values()
+        for last, now in itertools.pairwise(imported.requests[row] for row in rows)
+        if now.delay_s and now.arrival_s > last.arrival_s  # a time that is missing is not above
+    ]
+
+
+def _plausible(delays: list[float], gaps: list[tuple[float, float]], unit: str) -> bool:
+    """Whether delays in this unit are as long as delays are, and not many times what turns are
+    apart, which the next unit would be."""
+    seconds = UNITS[unit]
+    beyond = sum(delay * seconds > 20 * gap_s for gap_s, delay in gaps)
+    usual = _SHORTEST_S <= float(np.median(delays)) * seconds <= _LONGEST_S
+    return usual and 2 * beyond <= len(gaps)
 
 
 def close_loops(imported: Imported) -> None:
