@@ -69,6 +69,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
         _command("traces synthesize", "traces.synthesize", "make a trace from a mixture"),
         _command("traces cut", "traces.cut", "take a part, merge traces, make one busier"),
     _command("traces describe", "traces.describe", "say and draw what a trace is like"),
+        _command("traces export", "traces.export", "write a trace as CSV, for Mooncake or AIPerf"),
         _command("traces record", "traces.record", "record a running server"),
     ),
     "Learn from a server": (

@@ -11,8 +11,10 @@ Read ``schema``, ``columns`` and ``store`` first. In order of import:
 - ``sessions``: conversations laid over arrivals and lengths
 - ``synthesize``: the command ``dspark traces synthesize``
 - ``importers``: public traces and server logs, one file per source
+- ``exported``: what an exported file cannot say of itself, beside it
 - ``convert``: the command ``dspark traces convert``
 - ``superpose``: more users, and traces side by side
+- ``export``: the command ``dspark traces export``
 - ``cut``: the command ``dspark traces cut``
 - ``statistics``: rates, burstiness, lengths, prefix reuse
 - ``picture``: the same drawn

@@ -6,6 +6,7 @@ tells it how to name a request in an error.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,8 @@ class Trace:
     """Domains in order of first appearance."""
     session: Ints
     """[N] conversation numbers 0.., -1 for a request outside any."""
+    delay_s: Floats
+    """[N] seconds from the answer to the session's request before it; NaN where not given."""
     temperature: Floats
     """[N] NaN where not given."""
     priority: Ints
@@ -72,6 +75,16 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.request_id)
+
+    @functools.cached_property
+    def follows(self) -> Ints:
+        """[N] the request whose answer a request waits for, -1 where it waits for none."""
+        order = np.argsort(self.session, kind="stable")
+        before = np.full(len(self), -1, dtype=np.int64)
+        same = np.diff(self.session[order]) == 0
+        before[order[1:][same]] = order[:-1][same]
+        before[(self.session < 0) | np.isnan(self.delay_s)] = -1
+        return before
 
     def head(self, n: int) -> Trace:
         """The first ``n`` requests; names and block numbers keep their codes."""
@@ -105,6 +118,7 @@ _PER_REQUEST = (
     "output_tokens",
     "domain",
     "session",
+    "delay_s",
     "temperature",
     "priority",
     "max_new_tokens",
@@ -146,6 +160,7 @@ def build_trace(
     domain, domain_names = _codes(r.domain for r in requests)
     slo, slo_names = _codes(r.slo for r in requests)
     session, _ = _codes(r.session_id for r in requests)
+    delay_s = _delays(requests, session, where)
     prefix = [r.prefix_hashes or () for r in requests]
     offsets = np.zeros(len(requests) + 1, dtype=np.int64)
     np.cumsum([len(hashes) for hashes in prefix], out=offsets[1:])
@@ -174,6 +189,7 @@ def build_trace(
         domain=domain.astype(np.int32),
         domain_names=domain_names,
         session=session,
+        delay_s=delay_s,
         temperature=temperature,
         priority=np.array([r.priority or 0 for r in requests], dtype=np.int64),
         max_new_tokens=_most_new(requests, output_tokens, where),
@@ -195,6 +211,7 @@ def trace_requests(trace: Trace) -> list[Request]:
     domains, slos = named(trace.domain, trace.domain_names), named(trace.slo, trace.slo_names)
     offsets, blocks = trace.prefix_offsets.tolist(), trace.prefix_blocks.tolist()
     sessions, temperatures = trace.session.tolist(), trace.temperature.tolist()
+    delays = trace.delay_s.tolist()
     return [
         Request(
             request_id=trace.request_id[i],
@@ -203,6 +220,7 @@ def trace_requests(trace: Trace) -> list[Request]:
             output_tokens=output,
             domain=domains[i],
             session_id=str(sessions[i]) if sessions[i] >= 0 else None,
+            delay_s=None if math.isnan(delays[i]) else delays[i],
             prefix_hashes=blocks[offsets[i] : offsets[i + 1]] or None,
             temperature=None if math.isnan(temperatures[i]) else temperatures[i],
             priority=priority or None,
@@ -220,6 +238,23 @@ def trace_requests(trace: Trace) -> list[Request]:
             )
         )
     ]
+
+
+def _delays(requests: Sequence[Request], session: Ints, where: Where) -> Floats:
+    """[N] NaN where not given; checked."""
+    given = np.array([r.delay_s is not None for r in requests])
+    delay_s = np.array(
+        [np.nan if r.delay_s is None else r.delay_s for r in requests], dtype=np.float64
+    )
+    _check(
+        "delay_s", delay_s, given & ~(np.isfinite(delay_s) & (delay_s >= 0)), where,
+        "a finite number of seconds, 0 or more",
+    )  # fmt: skip
+    _check(
+        "delay_s", delay_s, given & (session < 0), where,
+        "left out where there is no session_id, whose answer it would follow",
+    )  # fmt: skip
+    return delay_s
 
 
 def _most_new(requests: Sequence[Request], output_tokens: Ints, where: Where) -> Ints:

@@ -1,6 +1,6 @@
 """``python -m traces.convert INPUT -o OUT.jsonl``: public traces and server logs into the schema.
 
-Owns the choice of importer and the account of rows. Knows no format beyond how to tell it
+Owns the command: which files, what was said of them, the account of rows. Knows no format
 (``traces.importers``).
 """
 
@@ -8,91 +8,33 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dspark.cli import Parser, called_as, run_command
-from sglang_dspark.files import read_text, refuse_onto_input
+from sglang_dspark.cli import Parser, called_as, progress_bar, run_command
+from sglang_dspark.files import os_problem, read_record, refuse_onto_input, refuse_unknown
 from traces.columns import Trace
-from traces.importers.arrivals import with_arrivals, without_arrivals
+from traces.exported import export_notes
+from traces.importers.clock import UNITS
+from traces.importers.detect import FORMATS, detect_format
 from traces.importers.imported import Imported
-from traces.importers.mooncake import BLOCK_TOKENS, read_mooncake
-from traces.importers.request_log import read_log
-from traces.importers.tables import read_azure, read_servegen, read_vidur
+from traces.importers.settle import Options, import_source
+from traces.importers.sources import Source
+from traces.schema import TraceMeta, meta_path
 from traces.store import write_trace
 
-FORMATS = ("mooncake", "azure", "vidur", "servegen", "log")
-_HEADERS = {"TIMESTAMP": "azure", "num_prefill_tokens": "vidur", "timestamp_s": "servegen"}
-
-
-def detect_format(path: Path) -> str:
-    """The format of a file by its first line."""
-    lines = (line for line in read_text(path).split("\n") if line.strip())
-    first = next(lines, None)
-    if first is None:
-        raise ValueError(f"{path}: is empty; give a file with at least one request")
-    for column in first.strip().split(","):
-        if column.strip() in _HEADERS:
-            return _HEADERS[column.strip()]
-    try:
-        record = json.loads(first)
-    except ValueError:
-        record = None
-    if isinstance(record, dict) and "input_length" in record:
-        return "mooncake"
-    if record is not None or any("{" in line for line in (first, *lines)):
-        return "log"
-    raise ValueError(
-        f"{path}:1: {first[:60]!r} begins no known format; "
-        f"give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    )
-
-
-def import_file(
-    path: Path,
-    *,
-    kind: str,
-    rate_req_s: float | None,
-    quantum_s: float | None,
-    block_tokens: int,
-    seed: int,
-) -> Imported:
-    """The requests of a file with arrivals from 0 on."""
-    timed, measured_rate = True, None
-    if kind == "mooncake":
-        imported = read_mooncake(path, block_tokens=block_tokens)
-    elif kind == "azure":
-        imported = read_azure(path)
-    elif kind == "vidur":
-        imported, timed = read_vidur(path)
-    elif kind == "servegen":
-        imported = read_servegen(path)
-    else:
-        imported, timed, measured_rate = read_log(path)
-    if not imported.requests:
-        left = "".join(f"; {reason}: {count}" for reason, count in imported.notes.items())
-        raise ValueError(f"{path}: holds no request{left}; check --format ({kind} was read)")
-    if timed:
-        if rate_req_s is not None:
-            raise ValueError(
-                f"--rate {rate_req_s}: {path} has its own arrivals; leave --rate out here and "
-                "scale at replay"
-            )
-        with_arrivals(imported, quantum_s=quantum_s, seed=seed)
-        return imported
-    rate_req_s = measured_rate if rate_req_s is None else rate_req_s
-    if rate_req_s is None:
-        raise ValueError(f"{path}: has no arrival times; give --rate REQ_S for Poisson arrivals")
-    without_arrivals(imported, rate_req_s=rate_req_s, seed=seed)
-    return imported
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".arrow")
+"""Of the files that are taken of a folder."""
+_COLUMNS = (
+    "timestamp", "input_length", "output_length", "session_id", "delay", "hash_ids",
+)  # fmt: skip
 
 
 def convert(
-    path: Path,
+    source: Source,
     out: str,
     imported: Imported,
     *,
@@ -102,14 +44,20 @@ def convert(
     command: str,
     force: bool = False,
 ) -> Trace:
-    """Write the imported requests as a trace."""
+    """Write the imported requests as a trace; a name that was used before gets a number."""
+    names: dict[str, int] = {}
     for request in imported.requests:
-        request.domain = domain
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        request.domain = domain or request.domain
+        again = names[request.request_id] = names.get(request.request_id, 0) + 1
+        if again > 1:
+            request.request_id = f"{request.request_id}#{again}"
+            imported.notes["request_id used before, numbered"] += 1
+    files = [f"{path.name} (sha256 {_digest(path)[:16]})" for path in source.paths]
+    shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
     return write_trace(
         out,
         imported.requests,
-        source=f"{kind} file {path.name} (sha256 {digest[:16]})",
+        source=f"{kind} file{'s' * (len(files) > 1)} {shown}",
         command=command,
         seed=seed if imported.drawn else None,
         block_tokens=imported.block_tokens,
@@ -122,54 +70,99 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("traces.convert", lambda: _main(argv))
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _parser() -> Parser:
     parser = Parser(
-        description="Make a trace of a public one (Mooncake, Azure, Vidur, ServeGen) or of a "
-        "server's log.",
+        description="Make a trace of a public one, of a benchmark's result or of a server's log. "
+        "What the file lacks, and what of it is not carried, is said and counted.",
         examples=[
             "conversation_trace.jsonl -o mooncake.jsonl",
             "server.log -o mine.jsonl --domain chat",
-            "vidur.csv -o vidur.jsonl --rate 2",
+            "prod.csv -o prod.jsonl --columns timestamp=at,input_length=in,output_length=out",
+            "shards/ -o agents.jsonl --rate 0.5",
         ],
-        page="docs/rollout.md",
+        page="docs/traces.md",
     )
-    parser.add_argument("input", metavar="INPUT", help="file to read")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT",
+        help="file to read, gzipped or not; several of one kind, or a folder of them, are one",
+    )  # fmt: skip
     parser.add_argument("-o", "--out", required=True, metavar="OUT.jsonl", help="trace to write")
     parser.add_argument(
-        "--format", choices=("auto", *FORMATS), default="auto", help="what the input is"
+        "--format", choices=("auto", *FORMATS), default="auto", metavar="NAME",
+        help=f"what the input is, where that is not told from it: {', '.join(FORMATS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--time-unit", choices=tuple(UNITS), metavar="UNIT",
+        help="of its times: s, ms, us or ns (default: told from the format, their size and the "
+        "rate, or asked for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rate", type=float, metavar="REQ_S",
+        help="Poisson arrivals, for a source without any; of sessions, where it has those",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block-tokens", type=int, metavar="N",
+        help="tokens that a prefix hash stands for (default: as the file or its format says)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--turn-input", choices=("whole", "new"), metavar="HOW",
+        help="what a later turn's input tokens are: whole, its prompt, or new, what it adds to its "
+        "session (default: whole)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--columns", metavar="OURS=THEIRS,...",
+        help=f"what the input calls {', '.join(_COLUMNS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rows", metavar="FIRST:END",
+        help="only these records of the input, counted from 0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run", type=int, metavar="N", help="which of several benchmark runs, counted from 1"
     )
     parser.add_argument(
-        "--rate", type=float, metavar="REQ_S", help="Poisson arrivals, for a source without any"
-    )
-    parser.add_argument(
-        "--quantum",
-        type=float,
-        metavar="S",
+        "--quantum", type=float, metavar="S",
         help="seconds that arrivals were rounded to; 0 keeps them (default: detected)",
-    )
-    parser.add_argument(
-        "--block-tokens", type=int, default=BLOCK_TOKENS, metavar="N",
-        help="tokens that a hash of a mooncake trace stands for",
     )  # fmt: skip
     parser.add_argument("--domain", help="of every request, such as chat, code or math")
     parser.add_argument("--seed", type=int, default=0, help="of arrivals that are drawn or spread")
     parser.add_argument("--force", action="store_true", help="replace an earlier, other trace")
-    args = parser.parse_args(argv)
-    refuse_onto_input(args.out, args.input)
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_args(argv)
     _check_arguments(args)
-    path = Path(args.input)
-    kind = detect_format(path) if args.format == "auto" else args.format
-    imported = import_file(
-        path,
-        kind=kind,
-        rate_req_s=args.rate,
-        quantum_s=args.quantum,
-        block_tokens=args.block_tokens,
-        seed=args.seed,
+    paths = _files(args.inputs)
+    refuse_onto_input(args.out, *paths)
+    source = Source(
+        paths,
+        renamed=_columns(args.columns) if args.columns is not None else None,
+        rows=_rows(args.rows) if args.rows is not None else None,
     )
+    kind = detect_format(source) if args.format == "auto" else args.format
+    if kind == "trace" and args.format == "auto" and len(source.kinds() & {"csv"}) == 0:
+        args.block_tokens = args.block_tokens or _own_block_tokens(paths)
+    options = export_notes(
+        paths[0],
+        Options(
+            time_unit=args.time_unit,
+            rate_req_s=args.rate,
+            quantum_s=args.quantum,
+            block_tokens=args.block_tokens,
+            turn_input=args.turn_input,
+            run=args.run,
+            seed=args.seed,
+        ),
+    )
+    size = sum(path.stat().st_size for path in paths)
+    with progress_bar(
+        total=size, unit="B", unit_scale=True, desc=f"reading {kind}", leave=False, delay=1.0
+    ) as bar:
+        imported = import_source(source, kind, options, on_bytes=bar.update)
     words = sys.argv[1:] if argv is None else list(argv)
     trace = convert(
-        path,
+        source,
         args.out,
         imported,
         kind=kind,
@@ -180,8 +173,70 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     for reason, count in imported.notes.items():
         print(f"{called_as('traces.convert')}: {reason}: {count}", file=sys.stderr)
-    print(f"{args.out}: {len(trace)} requests over {trace.arrival_s[-1] / 60:.1f} minutes ({kind})")
+    print(f"{args.out}: {len(trace)} requests over {_span(trace)} ({kind})")
     return 0
+
+
+def _span(trace: Trace) -> str:
+    """How long it is and how fast requests come, so that a wrong unit is seen."""
+    seconds = float(trace.arrival_s[-1])
+    span = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.3g} s"
+    return f"{span}, {(len(trace) - 1) / seconds:.3g} requests/s" if seconds > 0 else span
+
+
+def _files(inputs: Sequence[str]) -> list[Path]:
+    """The files to read, in the order given; a folder's by name."""
+    found: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            inside = sorted(p for p in given.iterdir() if p.name.endswith(_SUFFIXES))
+            inside = [p for p in inside if not p.name.endswith((".meta.json", ".export.json"))]
+            if not inside:
+                raise ValueError(f"{given}: holds no {', '.join(_SUFFIXES)} file")
+            found += inside
+        else:
+            found.append(given)
+    repeated = next((path for path in found if found.count(path) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{repeated}: given twice, and its requests would count twice")
+    return found
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Their name to ours."""
+    renamed: dict[str, str] = {}
+    for part in text.split(","):
+        ours, _, theirs = (word.strip() for word in part.partition("="))
+        if not theirs:
+            raise ValueError(f"--columns {text}: {part!r} is not OURS=THEIRS")
+        refuse_unknown([ours], _COLUMNS, "--columns")
+        renamed[theirs] = ours
+    return renamed
+
+
+def _rows(text: str) -> tuple[int, int | None]:
+    first, colon, end = text.partition(":")
+    try:
+        found = (int(first or 0), int(end) if end else None)
+    except ValueError:
+        raise ValueError(f"--rows {text}: give FIRST:END, two whole numbers") from None
+    if not colon or found[0] < 0 or (found[1] is not None and found[1] <= found[0]):
+        raise ValueError(f"--rows {text}: give FIRST:END with 0 <= FIRST < END")
+    return found
+
+
+def _own_block_tokens(paths: Sequence[Path]) -> int | None:
+    """As the sidecar of a trace of this project says."""
+    sidecar = meta_path(paths[0])
+    return read_record(sidecar, TraceMeta).block_tokens if sidecar.is_file() else None
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise os_problem("read", path, error) from None
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -189,7 +244,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--rate {args.rate} must be a number above 0")
     if args.quantum is not None and not 0 <= args.quantum < math.inf:
         raise ValueError(f"--quantum {args.quantum} must be a number of seconds, 0 or more")
-    if args.block_tokens < 1:
+    if args.block_tokens is not None and args.block_tokens < 1:
         raise ValueError(f"--block-tokens {args.block_tokens} must be at least 1")
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed} must be 0 or more")

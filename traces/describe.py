@@ -51,6 +51,10 @@ def table(figures: Statistics, *, source: str) -> str:
             f"  sessions          {sessions.sessions:,}, turns mean {_number(sessions.turns_mean)} "
             f"most {sessions.turns_max}, gap p50 {_number(sessions.gap_p50_s)} s"
         )
+        lines.append(
+            f"  later turns       {sessions.waiting:,} wait for the answer before them, the others "
+            "come at their recorded times"
+        )
     if prefix.hit_share is not None and prefix.hit_tokens_share is not None:
         lines.append(
             f"  prefix reuse      {100 * prefix.hit_share:.1f} % of {prefix.blocks:,} blocks of "

@@ -22,7 +22,8 @@ class Request(
     """One request, one line of JSON; the first four fields are required.
 
     Laws, checked by ``traces.columns``: ``request_id`` is unique in its trace, ``arrival_s`` is
-    finite, not negative and never below the line before, both token counts are at least 1.
+    finite, not negative and never below the line before, both token counts are at least 1,
+    ``delay_s`` is finite, not negative and given only within a session.
     """
 
     request_id: str
@@ -37,6 +38,10 @@ class Request(
     """Kind of work, such as chat, code or math; acceptance depends on it."""
     session_id: str | None = None
     """Conversation the request is a turn of."""
+    delay_s: float | None = None
+    """Seconds that its client waits after the answer to its session's request before it: a replay
+    sends it then, and ``arrival_s`` only says where it stands in the trace. Null: it comes at
+    ``arrival_s``, whatever the server does. Without effect on the first request of a session."""
     prefix_hashes: list[int | str] | None = None
     """Hashes of the prompt's leading blocks of ``block_tokens`` (sidecar) tokens, in order.
     A hash stands for its block **and all tokens before it**, so equal hash means equal prefix."""

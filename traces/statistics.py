@@ -61,6 +61,8 @@ class Sessions:
     turns_max: int
     gap_p50_s: float | None
     """Median seconds between the arrivals of consecutive turns."""
+    waiting: int
+    """Turns that follow the answer before them by a delay, so that a slower server gets fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,8 @@ class PrefixReuse:
     """Block references of all requests."""
     different_blocks: int
     hit_share: float | None
-    """Block references that an earlier request brought in, over all; null without hashes."""
+    """Full blocks that an earlier request brought in, over all that are listed; null without
+    hashes. A partly filled last block is listed and never shared."""
     hit_tokens_share: float | None
     """Prompt tokens in those blocks over all prompt tokens; null without hashes."""
 
@@ -126,9 +129,17 @@ def window_counts(arrival_s: Floats, window_s: float) -> Ints:
 
 
 def first_seen(trace: Trace) -> npt.NDArray[np.bool_]:
-    """Per entry of ``prefix_blocks``: True where no earlier request brought the block in."""
-    fresh = np.zeros(len(trace.prefix_blocks), dtype=np.bool_)
-    fresh[np.unique(trace.prefix_blocks, return_index=True)[1]] = True
+    """Per entry of ``prefix_blocks``: True where no earlier request brought the block in.
+
+    A prompt's partly filled last block is never shared, as in the engine: always True.
+    """
+    blocks = len(trace.prefix_blocks)
+    row = np.repeat(np.arange(len(trace)), np.diff(trace.prefix_offsets))
+    place = np.arange(blocks) - trace.prefix_offsets[row]
+    full = np.flatnonzero((place + 1) * trace.block_tokens <= trace.prompt_tokens[row])
+    fresh = np.ones(blocks, dtype=np.bool_)
+    fresh[full] = False
+    fresh[full[np.unique(trace.prefix_blocks[full], return_index=True)[1]]] = True
     return fresh
 
 
@@ -190,20 +201,19 @@ def _sessions(trace: Trace) -> Sessions:
         turns_mean=float(turns.mean()) if len(turns) else None,
         turns_max=int(turns.max(initial=0)),
         gap_p50_s=float(np.median(gaps)) if len(gaps) else None,
+        waiting=int((trace.follows >= 0).sum()),
     )
 
 
 def _prefix(trace: Trace) -> PrefixReuse:
     blocks = len(trace.prefix_blocks)
-    hits = ~first_seen(trace)
-    row = np.repeat(np.arange(len(trace)), np.diff(trace.prefix_offsets))
-    place = np.arange(blocks) - trace.prefix_offsets[row]
-    # The last block of a prompt may be partly filled.
-    filled = np.minimum(trace.block_tokens, trace.prompt_tokens[row] - place * trace.block_tokens)
+    hits = int((~first_seen(trace)).sum())
     return PrefixReuse(
         block_tokens=trace.block_tokens,
         blocks=blocks,
-        different_blocks=int((~hits).sum()),
-        hit_share=float(hits.mean()) if blocks else None,
-        hit_tokens_share=float(filled[hits].sum() / trace.prompt_tokens.sum()) if blocks else None,
+        different_blocks=len(np.unique(trace.prefix_blocks)),
+        hit_share=hits / blocks if blocks else None,
+        hit_tokens_share=float(hits * trace.block_tokens / trace.prompt_tokens.sum())
+        if blocks
+        else None,
     )

@@ -164,6 +164,11 @@ def _read(path: Path) -> tuple[list[Request], list[int], TraceMeta | None, str]:
         except (msgspec.DecodeError, RecursionError) as error:
             if not line.strip():
                 continue
+            if not requests and _foreign(line):
+                raise ValueError(
+                    f"{path}:{number}: {_beginning(line)} begins no trace of this project; make "
+                    f"one of the file: dspark traces convert {path} -o OUT.jsonl"
+                ) from None
             raise ValueError(f"{path}:{number}: {_problem(line, str(error))}") from None
         lines.append(number)
     return requests, lines, _read_meta(path, sha256), sha256
@@ -178,14 +183,22 @@ def _read_meta(path: Path, sha256: str) -> TraceMeta | None:
         raise ValueError(
             f"{sidecar}: sha256 {meta.sha256[:12]}... is not that of {path.name} "
             f"({sha256[:12]}...); restore the file, or correct the sidecar if the edit was meant "
-            "(python -m traces.cut takes a part, with a sidecar of its own"
+            "(python -m traces.cut takes a part, with a sidecar of its own)"
         )
     return meta
 
 
 def _check_text(path: Path, data: bytes) -> None:
     if data.startswith(b"\xef\xbb\xbf"):
-        raise ValueError(f"{path}:1: begins with a byte order mark; save it as plain UTF-8")
+        raise ValueError(
+            f"{path}:1: begins with a byte order mark; save it as plain UTF-8, or make a trace of "
+            f"it: dspark traces convert {path} -o OUT.jsonl"
+        )
+    if data.startswith((b"PAR1", b"ARROW1")):
+        raise ValueError(
+            f"{path}: is a Parquet or Arrow file; make a trace of it: dspark traces convert {path} "
+            "-o OUT.jsonl"
+        )
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -194,6 +207,21 @@ def _check_text(path: Path, data: bytes) -> None:
         raise ValueError(
             f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; save it as UTF-8"
         ) from None
+
+
+def _foreign(line: bytes) -> bool:
+    """Whether a first line is another format's: no JSON at all, or none of our required fields."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return not line.lstrip().startswith(b"{") or line.strip() == b"{"
+    return not isinstance(record, dict) or not any(name in record for name in _REQUIRED)
+
+
+def _beginning(line: bytes) -> str:
+    """The beginning of a line, quoted."""
+    text = line.decode().strip()
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _problem(line: bytes, decoder_says: str) -> str:
@@ -223,7 +251,7 @@ def _problem(line: bytes, decoder_says: str) -> str:
 
 def shown(value: Any) -> str:
     """A JSON value, cut so that it fits a sentence."""
-    text = json.dumps(value)
+    text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

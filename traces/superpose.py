@@ -94,9 +94,16 @@ def _moved(
     span_s = end_s - start_s
     shift_s = float(rng.uniform(0.0, min(SHIFT_S, span_s))) if span_s > 0 else 0.0
     moved = []
+    waiting = {request.session_id for request in kept if request.delay_s is not None}
+    around: dict[str | None, bool] = {}
     for request in kept:
         after_s = request.arrival_s - start_s + shift_s
-        if after_s > span_s:
+        # A session that waits for answers stays whole: it goes where its first turn does.
+        session = request.session_id if request.session_id in waiting else None
+        beyond = (
+            after_s > span_s if session is None else around.setdefault(session, after_s > span_s)
+        )
+        if beyond:
             after_s -= span_s
         blocks = request.prefix_hashes
         moved.append(

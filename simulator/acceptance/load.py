@@ -1,8 +1,8 @@
 """Acceptance profiles: what every part of the simulator imports to know what a round accepts.
 
 Owns the way from a name or a path to a profile. The law and the compiled draw are in ``tables``,
-the fitted JSON format in ``profile``, recorded logs in ``recorded``; ``published`` makes the
-shipped files.
+the fitted JSON format in ``profile``, Model-Optimizer's in ``speculation``, recorded logs in
+``recorded``; ``published`` makes the shipped files.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sglang_dspark.files import did_you_mean
+from sglang_dspark.files import did_you_mean, read_json
 from simulator.acceptance.profile import read_fitted_profile
+from simulator.acceptance.speculation import is_speculation_profile, speculation_profile
 from simulator.acceptance.tables import AcceptanceTables
 
 DEFAULT_PROFILE = "dspark-qwen3-4b"
@@ -77,6 +78,9 @@ def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
         return read_fitted_profile(_PROFILES / f"{text}.json")
     path = Path(name_or_path)
     if path.suffix == ".json":
+        value = read_json(path)
+        if is_speculation_profile(value):
+            return speculation_profile(path, value)
         return read_fitted_profile(path)
     if path.suffix == ".parquet":
         from simulator.acceptance.recorded import (

@@ -19,9 +19,10 @@ from simulator.engine.layout import DECODE_STEP, Engine, Memory, Step
 from simulator.engine.lifecycle import push_waiting
 from simulator.engine.prefill import form_prefill_batch, prefill_step
 
-IDLE, REACHED, PAUSED, MARKED = range(4)
-"""Why ``advance`` returned: nothing to do before the horizon; a step reaches beyond it; a full step
-log or many steps: empty the log and call again; ``mark_at`` is reached: look, and call again."""
+IDLE, REACHED, ANSWERED, PAUSED, MARKED = range(5)
+"""Why ``advance`` returned: nothing to do before the horizon; a step reaches beyond it; a request
+ended that a turn waits for; a full step log or many steps: empty the log and call again;
+``mark_at`` is reached: look, and call again."""
 
 _STEPS_PER_CALL = 1 << 16
 
@@ -112,7 +113,8 @@ def advance(
     the step before it starts: without who arrives while that runs, and with who ends in it. A batch
     that would be empty is formed again once that step's results are known. ``truth`` prices the
     steps, ``belief`` is the cost model the policy was given: they differ when a stale or wrong one
-    is studied. Source: SGLang 0.5.21, managers/scheduler.py (event_loop_overlap, _normal).
+    is studied. It ends early after a step in which a request ended that a turn of its session waits
+    for. Source: SGLang 0.5.21, managers/scheduler.py (event_loop_overlap, _normal).
     """
     state = memory.state[0]
     for _ in range(_STEPS_PER_CALL):
@@ -146,4 +148,6 @@ def advance(
         state.formed_s = start_s if engine.overlap else state.now_s
         if engine.closed_loop:
             release(memory, step.finished)
+        if state.answered > 0:
+            return ANSWERED
     return PAUSED

@@ -53,6 +53,7 @@ _REQUEST_FIELDS: list[tuple[str, Any]] = [
     ("status", np.int8),
     ("drafts", np.int8),
     ("kv_ready", np.int8),
+    ("followed", np.int8),
 ]
 REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 """``ready_s`` when its replica may queue it, ``arrival_s`` unless it was sent again;
@@ -62,7 +63,8 @@ REQUEST = np.dtype(_REQUEST_FIELDS, align=True)
 drafted for; ``verified`` draft tokens computed by the target and ``accepted`` of them committed;
 ``retries`` times it was sent again because its replica failed; ``drafts`` whether the last plan
 wants a draft for its next step, ``note`` what it noted; ``kv_ready`` 1 while its prompt's KV waits
-to be admitted after a transfer of ``transfer_s``."""
+to be admitted after a transfer of ``transfer_s``; ``followed`` 1 where a turn of its session waits
+for its answer."""
 
 STATE = np.dtype(
     [
@@ -93,6 +95,7 @@ STATE = np.dtype(
         ("handed", np.int64),
         ("outgoing", np.int64),
         ("left_before", np.int64),
+        ("answered", np.int64),
         ("logged", np.int64),
         ("steps", np.int64),
         ("decode_steps", np.int64),
@@ -125,12 +128,13 @@ still to be prefilled or found in the cache, for it and the queue; ``verified_to
 ``accepted_tokens`` and ``undrafted`` sum those of its requests; ``handed`` counts requests
 handed over after their prefill, the last ``outgoing`` of them in the outbox; ``left_before`` counts
 the requests that had left the replica when its last step began, which is all that a router may know
-while that step runs; ``least_tokens`` and ``most_tokens`` bound the target's decode forwards,
-``most_requests`` their batch; ``drafts_new`` says whether a request that starts to decode is
-drafted for: if the last plan drafted for any; ``prefills_since`` counts the prefill steps since the
-last decode step, ``prefills_per_step`` averages that; ``prefills_wait`` is how many decode steps
-come before the next prefill step; ``mark_at`` is the number of requests sent, in
-an open loop the time, at which the host looks at the counters next."""
+while that step runs; ``answered`` counts the requests in ``answers``; ``least_tokens`` and
+``most_tokens`` bound the target's decode forwards, ``most_requests`` their batch; ``drafts_new``
+says whether a request that starts to decode is drafted for: if the last plan drafted for any;
+``prefills_since`` counts the prefill steps since the last decode step, ``prefills_per_step``
+averages that; ``prefills_wait`` is how many decode steps come before the next prefill step;
+``mark_at`` is the number of requests sent, in an open loop the time, at which the host looks at the
+counters next."""
 
 BLOCK = np.dtype(
     [("resident", np.int8), ("locks", np.int32), ("before", np.int32), ("after", np.int32)],
@@ -224,6 +228,8 @@ class Memory(NamedTuple):
     """Ring buffer of waiting request numbers, with room for all that the replica holds."""
     outbox: npt.NDArray[np.int64]
     """Requests handed over since the host looked last; with room for all that the replica holds."""
+    answers: npt.NDArray[np.int64]
+    """[2 max_running + 1] requests that ended in the last step and that a turn waits for."""
     running: npt.NDArray[np.int64]
     """[max_running] request numbers in batch order."""
     free_slots: npt.NDArray[np.int32]
@@ -289,6 +295,7 @@ def make_memory(
         inbox=np.zeros(0, np.int64),
         queue=np.zeros(1, np.int64),
         outbox=np.zeros(0, np.int64),
+        answers=np.zeros(2 * running + 1, np.int64),
         running=np.zeros(running, np.int64),
         free_slots=np.zeros(running, np.int32),
         ring=np.zeros((running, engine.lag_steps + 1, gamma)),
@@ -323,7 +330,8 @@ def clear_memory(memory: Memory, engine: Engine) -> None:
     for name in (
         "resident_blocks", "evictable_blocks", "inbox_head", "inbox_tail", "clients_sent",
         "queue_head", "queued", "waiting_tokens", "running", "batch_full", "leaving", "ended",
-        "ended_tokens", "ended_context", "prefills_since", "prefills_per_step", "prefills_wait",
+        "ended_tokens", "ended_context", "answered", "prefills_since", "prefills_per_step",
+        "prefills_wait",
     ):  # fmt: skip
         state[name] = 0
     state["free_pages"] = engine.pool_pages

@@ -94,7 +94,7 @@ def take_ended(memory: Memory, engine: Engine) -> tuple[int, int, int]:
 
 @compiled
 def finish_request(memory: Memory, engine: Engine, r: int) -> None:
-    """The request has all its tokens: note the time, free its memory."""
+    """The request has all its tokens: note the time, who waits for it, and free its memory."""
     state = memory.state[0]
     request = memory.requests[r]
     request.finish_s = state.now_s
@@ -102,6 +102,9 @@ def finish_request(memory: Memory, engine: Engine, r: int) -> None:
     state.free_pages += private_pages(memory, engine, r)
     unlock_prefix(memory, r)
     state.done += 1
+    if request.followed:
+        memory.answers[state.answered] = r
+        state.answered += 1
 
 
 @compiled

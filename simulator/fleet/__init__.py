@@ -9,6 +9,7 @@ In order of import:
 - ``replica``: one replica on the host's side
 - ``routing``: which replica a router chooses
 - ``shedding``: whom it refuses
+- ``turns``: turns of sessions that wait for answers
 - ``stage``: replicas behind one router, and their phases
 - ``autoscale``: how many there should be
 - ``disaggregation``: when KV has reached the other replica

@@ -27,6 +27,7 @@ from simulator.fleet.replica import AWAY, DRAINING, UP, Replica, ReplicaTables, 
 from simulator.fleet.scenario import Outcome, Scenario, request_records
 from simulator.fleet.shedding import Shedder
 from simulator.fleet.stage import Stage
+from simulator.fleet.turns import Turns
 
 Progress = Callable[[int], None]
 Wait = Generator[simpy.Event, Any, None]
@@ -62,12 +63,18 @@ class Fleet:
             self._pools.append((pool, members))
         self._acceptance = tables.acceptance
         begin_requests(self.requests, tables.engine.seed, self._acceptance)
-        self._arriving = np.flatnonzero(self.requests["status"] != REJECTED)
-        """Requests in order of arrival."""
+        self._turns = Turns(scenario.trace, self.requests, waits=scenario.turns_wait)
+        sent = self.requests["status"] != REJECTED
+        self._total = int(sent.sum())
+        """Requests that have to end."""
+        self._arriving = np.flatnonzero(sent & ~self._turns.waiting)
+        """Requests that wait for no answer, in order of arrival."""
         self._arrival_s = self.requests["arrival_s"][self._arriving].copy()
         self._arrived = 0
         """How many of them have reached the router."""
         self._given_up: list[int] = []
+        self._seen_shed = 0
+        """How many of the shed requests are known to have been refused."""
         self._next_report_s = 0.0
         decoding = [r for r in self.replicas if r.pool.role == "decode"]
         self._entry = self._stage(
@@ -86,6 +93,8 @@ class Fleet:
         for pool, members in self._pools:
             for replica in members[: pool.replicas]:
                 self._stage_of(replica).open(replica, 0.0)
+        for r in np.flatnonzero(~sent & ~self._turns.waiting).tolist():
+            self._turns.answered(r, float(self.requests["arrival_s"][r]))
 
     def _stage(self, replicas: list[Replica], router: str) -> Stage:
         return Stage(
@@ -99,6 +108,11 @@ class Fleet:
     def _stage_of(self, replica: Replica) -> Stage:
         return self._decode if self._decode and replica.pool.role == "decode" else self._entry
 
+    @property
+    def unsent(self) -> set[int]:
+        """Requests whose turn has not come."""
+        return self._turns.unsent
+
     def _report_progress(self) -> None:
         self._on_progress(sum(replica.done for replica in self.replicas))
 
@@ -106,7 +120,7 @@ class Fleet:
 
     def begin(self) -> simpy.Process:
         """Start everything that happens by itself; the process ends with the last request."""
-        window_s = open_window_s(self.scenario.judged_requests, self.requests["arrival_s"])
+        window_s = open_window_s(self.scenario.judged_requests, self.scenario.recorded_s)
         for replica in self.replicas:
             replica.mark_at(*window_s)
         if failures := self.scenario.fleet.failures:
@@ -129,14 +143,13 @@ class Fleet:
         receive in it.
         """
         now_s = 0.0
-        while self._ended() < self._arriving.size:
+        while self._ended() < self._total:
             if self._reads_reports and now_s >= self._next_report_s:
                 self._read_reports(now_s)
-            until_s, arrived = self._window()
-            self._entry.waiting += self._arriving[self._arrived : arrived].tolist()
-            self._arrived = max(self._arrived, min(arrived, self._arriving.size))
+            until_s, arrived = self._window(now_s)
+            self._entry.waiting += self._coming(until_s, arrived)
             self._entry.route(now_s)
-            self._entry.advance(until_s)
+            until_s = self._advance(until_s)
             if self._decode:
                 self._hand_over(self._decode, now_s)
                 self._decode.route(now_s)
@@ -148,6 +161,26 @@ class Fleet:
                 return
             yield self.env.timeout(max(0.0, until_s - self.env.now))
             now_s = until_s
+
+    def _coming(self, until_s: float, arrived: int) -> list[int]:
+        """Who reaches the router in the window, in order of arrival."""
+        coming: list[int] = self._arriving[self._arrived : arrived].tolist()
+        self._arrived = max(self._arrived, min(arrived, self._arriving.size))
+        turns = self._turns.take(until_s)
+        if turns:
+            coming = sorted(coming + turns, key=self.requests["arrival_s"].__getitem__)
+        return coming
+
+    def _advance(self, until_s: float) -> float:
+        """Run the entry's replicas to the window's end, which the first new turn brings nearer."""
+        if not self._turns.waiting.any():
+            self._entry.advance(until_s)
+            return until_s
+        shed = self._entry.shedder.shed if self._entry.shedder else []
+        for r in shed[self._seen_shed :]:
+            self._turns.answered(r, float(self.requests["finish_s"][r]))
+        self._seen_shed = len(shed)
+        return self._entry.advance_to_turn(min(until_s, self._turns.next_s), self._turns)
 
     def _ended(self) -> int:
         shed = self._entry.shedder.shed if self._entry.shedder else ()
@@ -163,13 +196,13 @@ class Fleet:
     def _reads_reports(self) -> bool:
         return any(stage.reads_reports for stage in self._stages)
 
-    def _window(self) -> tuple[float, int]:
+    def _window(self, now_s: float) -> tuple[float, int]:
         """(end, arrivals by then): nothing but these arrivals may touch a replica before the end.
 
         It ends with the next event of the fleet (a failure, a restart), at the next report where
         the router reads it, and else after a bundle of arrivals.
         """
-        until_s = self.env.peek()
+        until_s = min(self.env.peek(), self._next_coming_s(now_s))
         last = self._arrived + _BUNDLE * len(self.replicas)
         if self._reads_reports:
             until_s = min(until_s, self._next_report_s)
@@ -177,13 +210,24 @@ class Fleet:
             return float(self._arrival_s[last]), last
         return until_s, int(np.searchsorted(self._arrival_s, until_s))
 
+    def _next_coming_s(self, now_s: float) -> float:
+        """When the next request comes, while answers may still call for one that comes earlier:
+        nobody is routed before that is known. Just after ``now_s`` for who comes then. Never, where
+        the order of routing makes no difference."""
+        if not self._turns.unsent or len(self.replicas) == 1:
+            return math.inf
+        next_s = self._turns.next_s
+        if self._arrived < self._arriving.size:
+            next_s = min(next_s, float(self._arrival_s[self._arrived]))
+        return next_s if next_s > now_s else math.nextafter(now_s, math.inf)
+
     def _read_reports(self, now_s: float) -> None:
         """Note every replica's load, and when to do so again."""
         for stage in self._stages:
             stage.read_reports(now_s)
         # Reports that nobody would read before the next one are not waited for. Prefill replicas
         # hand over at any time.
-        next_s = now_s if self._decode else self.env.peek()
+        next_s = now_s if self._decode or self._turns.unsent else self.env.peek()
         if self._arrived < self._arriving.size:
             next_s = min(next_s, float(self._arrival_s[self._arrived]))
         if next_s == math.inf:
@@ -201,6 +245,7 @@ class Fleet:
         for stage, name in zip(self._stages, ("router", "decode router"), strict=False):
             places[name] = stage.waiting
         places["to come"] = self._arriving[self._arrived :].tolist()
+        places["waiting for an answer"] = list(self._turns.unsent)
         places["given up"] = self._given_up
         return places
 
@@ -226,6 +271,7 @@ class Fleet:
         for r in sorted(lost):
             if self.requests["retries"][r] == failures.most_retries:
                 self._given_up.append(r)
+                self._turns.answered(r, ready_s)
                 continue
             start_again(self.requests, r, self._acceptance, self.scenario.seed, ready_s=ready_s)
             self._entry.waiting.append(r)
@@ -276,6 +322,7 @@ def simulate(
     for replica in fleet.replicas:
         replica.flush()
     requests = fleet.requests
+    requests["arrival_s"][list(fleet.unsent)] = np.nan
     cut = requests["output_limit"] < scenario.trace.output_tokens
     requests["status"][cut & (requests["status"] == COMPLETED)] = TRUNCATED
     return Outcome(

@@ -6,6 +6,7 @@ kernel. Knows no router, no other replica and no event loop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -192,6 +193,28 @@ class Replica:
         self._state["outgoing"] = 0
         return outgoing
 
+    def advance_to_answer(self, until_s: float) -> list[int]:
+        """Run the steps that start before ``until_s``, up to the first that answers somebody's
+        turn: the requests that ended in it."""
+        self._run(until_s)
+        answered = self._state["answered"]
+        if not answered:
+            return []
+        self._state["answered"] = 0
+        answers: list[int] = self.memory.answers[:answered].tolist()
+        return answers
+
+    @property
+    def next_step_s(self) -> float:
+        """When its next step begins, from what it holds now; never, where it holds nothing."""
+        state = self._state
+        if state["running"] or state["queued"] or state["ended"] or state["chunked"] >= 0:
+            return self.now_s
+        head = state["inbox_head"]
+        if head == state["inbox_tail"]:
+            return math.inf
+        return max(self.now_s, float(self.memory.requests["ready_s"][self.memory.inbox[head]]))
+
     def _inbox(self) -> npt.NDArray[np.int64]:
         state = self._state
         return self.memory.inbox[state["inbox_head"] : state["inbox_tail"]]
@@ -221,8 +244,10 @@ class Replica:
 
     def advance(self, until_s: float) -> None:
         """Run the steps that start before ``until_s``."""
-        if self.held == 0 or self.now_s >= until_s:
-            return
+        if self.held > 0 and self.now_s < until_s:
+            self._run(until_s)
+
+    def _run(self, until_s: float) -> None:
         while (why := self._steps(self.memory, *self._tables, until_s)) >= PAUSED:
             if why == MARKED:
                 self._mark()

@@ -24,6 +24,7 @@ from simulator.fleet.judged import MOST_WARM_UP, WARM_UP, steady_requests
 from simulator.fleet.pools import Pool, make_pools
 from simulator.slo import PRESETS, Slo
 from traces import Trace
+from traces.columns import Floats
 
 MOST_REPLICAS = 1024
 """Each keeps its own memory: more are slow to set up and say nothing new."""
@@ -127,6 +128,19 @@ class Scenario:
         arrival_s = self.trace.arrival_s
         return steady_requests(arrival_s, concurrency=self.concurrency, warm_up=self.warm_up)
 
+    @functools.cached_property
+    def recorded_s(self) -> Floats:
+        """[N] when requests come if none waits for an answer: seconds from the first on."""
+        arrival_s = self.trace.arrival_s
+        recorded_s: Floats = (arrival_s - arrival_s[0]) / self.rate_factor
+        return recorded_s
+
+    @property
+    def turns_wait(self) -> bool:
+        """Whether turns of the trace's sessions are sent when they have been answered."""
+        handed = any(pool.role == "decode" for pool in self.pools)
+        return self.concurrency is None and not handed
+
     @property
     def kv_pool_tokens(self) -> int:
         """KV memory of one replica, of the smallest where they differ."""
@@ -146,10 +160,25 @@ class Scenario:
                 "its file's correction taken out"
             )
         gamma = self.acceptance.gamma
+        self._warn_of_turns()
         self.policy.calibration.arrays(gamma)
         self.acceptance.tables(self.trace.domain_names)
         for pool in self.pools:
             self._check_pool(pool, gamma)
+
+    def _warn_of_turns(self) -> None:
+        waiting = int((self.trace.follows >= 0).sum())
+        if waiting and not self.turns_wait:
+            why = (
+                "the clients of a closed loop send one request after the other"
+                if self.concurrency is not None
+                else "prefill and decode pools are replayed at recorded times"
+            )
+            warnings.warn(
+                f"{self.trace.path}: {waiting} turns of sessions do not wait for the answer before "
+                f"them: {why}",
+                stacklevel=3,
+            )
 
     def _check_pool(self, pool: Pool, gamma: int) -> None:
         model = pool.cost_model
@@ -205,7 +234,7 @@ def request_records(scenario: Scenario) -> Records:
     trace = scenario.trace
     most = min(pool.longest_request_tokens for pool in scenario.pools)
     requests = np.zeros(len(trace), REQUEST)
-    requests["arrival_s"] = (trace.arrival_s - trace.arrival_s[0]) / scenario.rate_factor
+    requests["arrival_s"] = scenario.recorded_s
     requests["ready_s"] = requests["arrival_s"]
     for name in ("first_token_s", "finish_s", "last_emit_s", "transfer_s"):
         requests[name] = np.nan

@@ -7,6 +7,7 @@ event loop and no scenario: it is told what happens and when.
 from __future__ import annotations
 
 import bisect
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from simulator.engine.layout import Records
 from simulator.fleet.replica import AWAY, DRAINING, OFF, STARTING, UP, Replica
 from simulator.fleet.routing import View, make_router
 from simulator.fleet.shedding import Shedder
+from simulator.fleet.turns import Turns
 from traces import Trace
 
 
@@ -75,8 +77,34 @@ class Stage:
         """Run every replica's steps that start before ``until_s``; let go who is drained."""
         for replica in self.replicas:
             replica.advance(until_s)
-            if replica.phase == DRAINING and replica.held == 0:
-                self._let_go(replica, replica.now_s)
+            self._let_go_drained(replica)
+
+    def advance_to_turn(self, until_s: float, turns: Turns) -> float:
+        """The same, up to the first turn that an answer within this time calls for; when that is.
+
+        The replica whose next step begins first goes on, until another's could end with an answer
+        that sends it something: so no step that began after a turn arrived was run without it.
+        """
+        steps = [(replica.next_step_s, place) for place, replica in enumerate(self.replicas)]
+        heapq.heapify(steps)
+        while steps and steps[0][0] < until_s:
+            begin_s, place = heapq.heappop(steps)
+            others_s = steps[0][0] if steps else math.inf
+            replica = self.replicas[place]
+            apart_s = max(others_s + turns.least_s, math.nextafter(begin_s, math.inf))
+            answers = replica.advance_to_answer(min(until_s, apart_s))
+            for r in answers:
+                until_s = min(until_s, turns.answered(r, replica.now_s))
+            next_s = replica.next_step_s
+            if answers or next_s > begin_s:
+                heapq.heappush(steps, (next_s, place))
+        for replica in self.replicas:
+            self._let_go_drained(replica)
+        return until_s
+
+    def _let_go_drained(self, replica: Replica) -> None:
+        if replica.phase == DRAINING and replica.held == 0:
+            self._let_go(replica, replica.now_s)
 
     # Phases: off -> starting -> up -> away -> up -> draining -> off
 

@@ -104,7 +104,7 @@ def judged_part(outcome: Outcome) -> Part:
     before, after = zip(*outcome.marks, strict=True)
     now_s = max(float(memory.state["now_s"][0]) for memory in outcome.memories)
     if scenario.concurrency is None:
-        window_s = open_window_s(judged, outcome.requests["arrival_s"])
+        window_s = open_window_s(judged, scenario.recorded_s)
         start_s, end_s = (np.full(len(before), min(edge, now_s)) for edge in window_s)
     else:
         start_s, end_s = (

@@ -97,12 +97,13 @@ _NO_LOAD: dict[str, Any] = dict.fromkeys(("offered_req_s", "capacity_req_s", "lo
 
 
 def _load(outcome: Outcome) -> dict[str, Any]:
-    """Offered load against capacity; all None in a closed loop, which adapts to the server, and
-    for a fleet whose replicas differ, fail or come and go."""
+    """Offered load against capacity; all None in a closed loop or with turns that wait for answers,
+    which adapt to the server, and for a fleet whose replicas differ, fail or come and go."""
     scenario = outcome.scenario
     arrival_s = outcome.requests["arrival_s"]
     span_s = float(arrival_s.max() - arrival_s.min())
-    unsteady = scenario.concurrency is not None or not scenario.fleet.steady
+    waits = scenario.turns_wait and (scenario.trace.follows >= 0).any()
+    unsteady = scenario.concurrency is not None or waits or not scenario.fleet.steady
     if unsteady or span_s <= 0 or outcome.interrupted:
         return _NO_LOAD
     offered = (arrival_s.size - 1) / span_s

@@ -89,6 +89,7 @@ def trace(
         domain=rng.integers(0, 3, n).astype(np.int32),
         domain_names=("chat", "code", "math"),
         session=np.full(n, -1, np.int64),
+        delay_s=np.full(n, np.nan),
         temperature=np.full(n, np.nan),
         priority=np.zeros(n, np.int64),
         max_new_tokens=np.zeros(n, np.int64),

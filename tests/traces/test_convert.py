@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traces import load_trace, read_requests
-from traces.convert import detect_format, main
+from traces.convert import main
 from traces.draws import stream
 from traces.importers.arrivals import quantum, spread
+from traces.importers.detect import detect_format
+from traces.importers.sources import Source
 from traces.mixture import Quantiles, load_mixture
 from traces.statistics import statistics
 
@@ -78,6 +80,8 @@ def test_rows_that_cannot_stay_as_they_are_are_counted(
         ("r0", 1.0, 1),
     ]
     assert meta.notes == {
+        "not carried: client_id": 3,
+        "not carried: reason_ratio": 3,
         "0 output tokens raised to 1": 1,
         "left out: no prompt tokens": 1,
         "out of order, sorted by arrival": 1,
@@ -185,6 +189,7 @@ def test_sglang_request_log_arrives_when_received_not_when_finished(tmp_path: Pa
     assert {name.split("(")[0].strip(): count for name, count in meta.notes.items()} == {
         "passed over: log lines that are not JSON": 1,
         "passed over: other events": 1,
+        "not carried: cached tokens, a count without the prefixes": 3,
         "left out: aborted before its first token": 1,
         "request_id used before, numbered": 1,
         "out of order, sorted by arrival": 1,
@@ -235,14 +240,18 @@ def test_a_benchmark_result_takes_the_rate_it_was_run_at(tmp_path: Path) -> None
 ANSWER = {"id": "a", "created": 1, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
 WRONG: list[tuple[str, list[str], str]] = [
     ("", [], "source: is empty"),
-    ("hello\n", [], ":1: 'hello' begins no known format; give --format mooncake"),
+    ("hello\n", [], ": 'hello' begins no known format; it must be JSON lines"),
     (AZURE, [], "holds no request; check --format"),
     (AZURE + "2023-11-16 18:17:03,12\n", [], ":2: 2 values under 3 columns"),
-    (AZURE + "yesterday,12,3\n", [], ":2: 'yesterday' is not a date and time"),
+    (AZURE + "yesterday,12,3\n", [], ":2: TIMESTAMP 'yesterday' is not a date and time"),
     (AZURE + "2023-11-16 18:17:03,12,-3\n", [], ':2: GeneratedTokens "-3" must be a whole number'),
     (AZURE + "2023-11-16 18:17:03,1e400,3\n", [], ':2: ContextTokens "1e400" must be a whole'),
     (AZURE + '2023-11-16 18:17:03,"12,3\n', [], ":2: not valid CSV"),
-    ("TIMESTAMP,ContextTokens\n1,2\n", [], ":1: no column GeneratedTokens"),
+    (
+        "TIMESTAMP,ContextTokens\n1,2\n",
+        [],
+        ":2: no column generatedtokens in the header, which has",
+    ),
     (AZURE + "2023-11-16 18:17:03,12,3\n", ["--rate", "3"], "has its own arrivals; leave --rate"),
     (VIDUR + "3,4,7,1\n", [], "has no arrival times; give --rate"),
     (VIDUR + "3,4,7,1\n", ["--rate", "0"], "--rate 0.0 must be a number above 0"),
@@ -266,7 +275,7 @@ WRONG: list[tuple[str, list[str], str]] = [
         [],
         ":1: hash_ids [0.5] must be a list of numbers or texts",
     ),
-    ('{"a": 1}\n', [], ":1: none of meta_info, usage and input_lens"),
+    ('{"a": 1}\n', [], ": no known format has the fields a; if these are requests"),
     (
         json.dumps(ANSWER) + "\n[1]\n",
         ["--format", "log"],
@@ -276,12 +285,16 @@ WRONG: list[tuple[str, list[str], str]] = [
     (json.dumps(ANSWER | {"usage": 3}), [], ":1: usage 3 is not an object"),
     (json.dumps({"usage": ANSWER["usage"]}), [], ":1: no created, so no arrival"),
     (json.dumps({"meta_info": {"prompt_tokens": 3, "completion_tokens": 1}}), [], "so no arrival"),
-    (finished("a", at="noon"), [], ":1: 'noon' is not a date and time"),
+    (finished("a", at="noon"), [], ":1: timestamp 'noon' is not a date and time"),
     (finished("a", at="2026-03-01", meta={"prompt_tokens": None}), [], "prompt_tokens null must"),
     (finished("a", at="2026-03-01", priority="high"), [], ':1: priority "high" must be a whole'),
     ("[2026-03-01 10:00:00] Finish: obj=GenerateReqInput({})\n", [], "--log-requests-format json"),
     ('{"input_lens": [1, 2], "output_lens": [1]}\n', [], ":1: input_lens, output_lens and errors"),
-    ('{"input_lens": [1], "output_lens": [1]}\n' * 2, [], ":2: a second record after a benchmark"),
+    (
+        '{"input_lens": [1], "output_lens": [1]}\n' * 2,
+        [],
+        ": holds 2 runs; a trace is one run: give --run 1 to 2",
+    ),
 ]
 
 
@@ -335,7 +348,7 @@ PUBLIC_FILES = [
 def test_public_files_convert_whole(
     tmp_path: Path, name: str, kind: str, rows: int, words: list[str]
 ) -> None:
-    assert detect_format(PUBLIC / name) == kind
+    assert detect_format(Source([PUBLIC / name])) == kind
     assert main([str(PUBLIC / name), "-o", str(tmp_path / "t.jsonl"), *words]) == 0
     trace = load_trace(tmp_path / "t.jsonl")
     assert len(trace) == rows

@@ -109,6 +109,25 @@ def test_copies_share_the_applications_blocks_and_no_users(
 
 
 @pytest.mark.law
+def test_a_copys_session_that_waits_for_answers_keeps_its_turns_in_order() -> None:
+    requests = [
+        Request(
+            request_id=f"{session}{turn}", arrival_s=100.0 * session + 30.0 * turn,
+            prompt_tokens=5, output_tokens=2, session_id=f"s{session}",
+            delay_s=30.0 if turn else None,
+        )
+        for session in range(6)
+        for turn in range(3)
+    ]  # fmt: skip
+    for seed in range(20):
+        starts: dict[str, list[float]] = {}
+        for request in superpose(requests, 3.0, seed=seed):
+            starts.setdefault(request.session_id or "", []).append(request.arrival_s)
+            assert (request.delay_s is None) == (len(starts[request.session_id or ""]) == 1)
+        assert all(np.diff(times) == pytest.approx(30.0) for times in starts.values())
+
+
+@pytest.mark.law
 def test_more_users_are_smoother_than_the_same_bursts_compressed() -> None:
     """Index of dispersion of counts per second: superposed bursts add up only by chance."""
     rng = np.random.default_rng(1)

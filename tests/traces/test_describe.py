@@ -52,9 +52,9 @@ def test_reuse_counts_what_an_earlier_request_brought_in() -> None:
         )
     ).prefix
     assert (figures.blocks, figures.different_blocks) == (8, 4)
-    assert figures.hit_share == 0.5
-    # The third block of 250 tokens holds only 50.
-    assert figures.hit_tokens_share == pytest.approx((100 + 100 + 50 + 100) / 750)
+    # The third block of 250 tokens holds only 50: listed twice, and shared by nobody.
+    assert figures.hit_share == 3 / 8
+    assert figures.hit_tokens_share == pytest.approx((100 + 100 + 100) / 750)
 
 
 @pytest.mark.example

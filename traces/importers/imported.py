@@ -1,40 +1,68 @@
-"""What an importer returns, and source files as rows with line numbers.
+"""What an importer returns: requests as their source has them, and what happened to its rows.
 
-Owns the sentences for a row that is not what its format says. Knows no format.
+Owns which rows can be requests, and the places that later checks name. Knows no format.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from sglang_dspark.files import read_text
-from traces.columns import MAX_TOKENS
+import numpy as np
+
+from traces.columns import Floats
+from traces.importers.clock import Clock
 from traces.schema import Request
-from traces.store import shown
+
+FASTEST_TOKENS_S = 10_000.0
+"""Tokens per second of one request beyond what any hardware generates."""
+MOST_REQUESTS = 10_000_000
+CACHED = "not carried: cached tokens, a count without the prefixes"
 
 
 @dataclass(kw_only=True)
 class Imported:
-    """Requests in source order, and what happened to rows that could not be kept as they are."""
+    """Requests in source order; ``arrival_s`` is in the source's unit until ``clock`` tells it."""
 
+    name: Callable[[int], str]
+    """FILE:LINE of a place."""
+    clock: Clock = field(default_factory=Clock)
     requests: list[Request] = field(default_factory=list)
+    places: array[int] = field(default_factory=lambda: array("q"))
+    """[N] where each request stands in the source."""
+    lasted_s: array[float] = field(default_factory=lambda: array("d"))
+    """[N] seconds from its arrival until it was answered; NaN where the source does not say."""
+    delay_unit: str = "s"
+    """Of ``delay_s``, as the source has it."""
     block_tokens: int | None = None
+    """Tokens per hash: what the source says of itself, else what its format documents."""
+    carries_blocks: bool = False
+    """Whether the source itself says its block size."""
+    accumulates: bool = False
+    """Whether the tool that the format belongs to sends a session's history before each turn."""
+    per_session: bool = False
+    """Whether times count from the start of their session, which the source does not know."""
+    together: dict[str, str] = field(default_factory=dict)
+    """The conversation of a session that counts its times with others from one start."""
+    rate_req_s: float | None = None
+    """The request rate that a benchmark without arrival times was run at."""
     drawn: bool = False
     """Whether any arrival time was drawn at random."""
     notes: Counter[str] = field(default_factory=Counter)
     """What was done to rows, and to how many."""
+    models: Counter[str] = field(default_factory=Counter)
+    """Requests by the model that the source names."""
 
-    def keep(self, request: Request) -> None:
+    def keep(
+        self, request: Request, place: int, *, lasted_s: float = math.nan, model: str | None = None
+    ) -> None:
         """Append a request; one that generated nothing still costs its prefill and its first token.
 
-        A row without prompt tokens is no request that a server could have run: left out.
+        A row without prompt tokens is no request that a server could have run: left out. So fast an
+        answer that no hardware gives it is an error of the source.
         """
         if request.prompt_tokens == 0:
             self.notes["left out: no prompt tokens"] += 1
@@ -42,96 +70,39 @@ class Imported:
         if request.output_tokens == 0:
             self.notes["0 output tokens raised to 1"] += 1
             request.output_tokens = 1
+        if len(self.requests) >= MOST_REQUESTS:
+            raise ValueError(
+                f"{self.name(place)}: more than {MOST_REQUESTS:,} requests; convert a part: "
+                "--rows FIRST:END"
+            )
+        check_speed(self.name(place), request.output_tokens, lasted_s)
+        if model is not None:
+            self.models[model] += 1
         self.requests.append(request)
+        self.places.append(place)
+        self.lasted_s.append(lasted_s)
+
+    def where(self, row: int) -> str:
+        """FILE:LINE of a kept request."""
+        return self.name(self.places[row])
+
+    def times(self) -> Floats:
+        """[N] arrivals; NaN where the source has none."""
+        return np.array([request.arrival_s for request in self.requests], dtype=np.float64)
+
+    def reorder(self, order: Iterable[int]) -> None:
+        """Put the requests into another order, with all that belongs to each."""
+        rows = list(order)
+        self.requests = [self.requests[row] for row in rows]
+        self.places = array("q", [self.places[row] for row in rows])
+        self.lasted_s = array("d", [self.lasted_s[row] for row in rows])
 
 
-def csv_rows(
-    path: Path, *columns: str, optional: tuple[str, ...] = ()
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """(file:line, row) of a CSV file whose header has ``columns``."""
-    reader = csv.reader(read_text(path).splitlines(keepends=True), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for name in columns:
-            if name not in header:
-                raise ValueError(
-                    f"{path}:1: no column {name}; the header must have {', '.join(columns)}"
-                )
-        wanted = {name: header.index(name) for name in (*columns, *optional) if name in header}
-        for row in reader:
-            if not row:
-                continue
-            where = f"{path}:{reader.line_num}"
-            if len(row) != len(header):
-                raise ValueError(
-                    f"{where}: {len(row)} values under {len(header)} columns; "
-                    "mend or remove the row"
-                )
-            yield where, {name: row[index] for name, index in wanted.items()}
-    except csv.Error as error:
+def check_speed(where: str, output_tokens: int, lasted_s: float) -> None:
+    """``ValueError`` where a request generated its tokens faster than hardware does."""
+    if output_tokens > 1 and output_tokens - 1 > FASTEST_TOKENS_S * lasted_s >= 0:
+        rate = "at once" if lasted_s == 0 else f"at {output_tokens / lasted_s:,.0f} tokens/s"
         raise ValueError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}); mend the row"
-        ) from None
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) of a JSONL file; blank lines are passed over."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", json_object(f"{path}:{number}", line)
-
-
-def json_object(where: str, line: str) -> dict[str, Any]:
-    """The object on a line. Infinity and NaN pass: servers write them beside the counts."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: not valid JSON ({error.msg}); mend or remove the line"
-        ) from None
-    except (ValueError, RecursionError):  # also Python's limit on the digits of a number
-        raise ValueError(
-            f"{where}: nested too deep or a number too long; mend or remove the line"
-        ) from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: {shown(record)} is not a JSON object; mend or remove the line")
-    return record
-
-
-def tokens(where: str, record: dict[str, Any], name: str) -> int:
-    """A token count, 0 or more."""
-    value = _given(where, record, name)
-    number = _number(value)
-    if number is None or not number.is_integer() or not 0 <= number <= MAX_TOKENS:
-        raise ValueError(
-            f"{where}: {name} {shown(value)} must be a whole number from 0 to {MAX_TOKENS}; "
-            "mend or remove the row"
+            f"{where}: {output_tokens} tokens in {lasted_s:g} s, {rate}, above the "
+            f"{FASTEST_TOKENS_S:,.0f} of any hardware; its duration is wrong or in another unit"
         )
-    return int(number)
-
-
-def seconds(where: str, record: dict[str, Any], name: str) -> float:
-    """A finite time in whatever unit the field has, 0 or more."""
-    value = _given(where, record, name)
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number < 0:
-        raise ValueError(
-            f"{where}: {name} {shown(value)} must be a finite number, 0 or more; "
-            "mend or remove the row"
-        )
-    return number
-
-
-def _given(where: str, record: dict[str, Any], name: str) -> Any:
-    if name not in record:
-        raise ValueError(f"{where}: no {name}; mend or remove the row")
-    return record[name]
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return None

@@ -1,4 +1,4 @@
-"""Logs of requests that a server answered.
+"""Logs of a server's requests: one JSON object per request, counts as the server counted.
 
 Three kinds of line, told apart by their fields:
 
@@ -6,7 +6,7 @@ Three kinds of line, told apart by their fields:
   ``out.meta_info``; each line may carry the logger's ``[date time]`` in front. Saved answers of
   ``/generate`` (``meta_info`` alone) are read as well.
 - answers of an OpenAI-style API: ``usage`` and ``created``, alone or inside ``response``.
-- one result of ``sglang.bench_serving --output-details``: ``input_lens``, ``output_lens``.
+- error answers of either: left out and counted.
 
 Knows no tokenizer: counts come from the server. None of them tells which prefix was shared.
 """
@@ -14,106 +14,132 @@ Knows no tokenizer: counts come from the server. None of them tells which prefix
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from sglang_dspark.files import read_text
-from traces.importers.imported import Imported, json_object, seconds, tokens
-from traces.importers.tables import clock_s
+from traces.importers import fields
+from traces.importers.benchmarks import check_accepted
+from traces.importers.clock import Clock
+from traces.importers.imported import CACHED, Imported
+from traces.importers.readers import Record
+from traces.importers.sources import Source
+from traces.importers.texts import Advance
 from traces.schema import Request
-from traces.store import shown
 
-_NOT_JSON = (
-    "passed over: log lines that are not JSON (sglang writes it with --log-requests-format json)"
-)
+_ERROR = "left out: error answers"
+_ABORTED = "left out: aborted before its first token"
 
 
-def read_log(path: Path) -> tuple[Imported, bool, float | None]:
-    """Requests, whether they have arrivals, and the request rate that a benchmark was run at."""
-    imported = Imported()
-    records = list(_records(path, imported))
-    benchmarks = [(where, record) for where, record in records if "input_lens" in record]
-    if benchmarks:
-        if len(records) > 1:
-            raise ValueError(
-                f"{records[1][0]}: a second record after a benchmark's; "
-                "a trace is one run: keep one line of the file"
-            )
-        return imported, False, _benchmark(*benchmarks[0], imported)
+def read_log(source: Source, *, on_bytes: Advance) -> Imported:
+    """The requests of a log that were answered."""
+    source.lenient = True
+    imported = Imported(name=source.where, clock=Clock(unit="s", owner="created"))
     # Wall clocks of the log and of meta_info may lie in different zones: one of them for all.
-    finished = [r for _, r in records if "meta_info" in r]
-    by_received = all("request_received_ts" in r["meta_info"] for r in finished)
-    taken: dict[str, int] = {}
-    for where, record in records:
-        if "meta_info" in record:
-            request = _sglang(where, record, by_received)
-        else:
-            request = _openai(where, record)
+    by_received = all(
+        "request_received_ts" in answer["meta_info"]
+        for answer in _sampled_answers(source)
+        if "meta_info" in answer
+    )
+    for place, record in source.records(on_bytes=on_bytes):
+        where = source.where(place)
+        answer = _answer(where, record, imported)
+        if answer is None:
+            continue
+        request, lasted_s = (
+            _sglang(where, answer, by_received, imported.clock)
+            if "meta_info" in answer
+            else (_openai(where, answer, imported.clock), math.nan)
+        )
         if request is None:
-            imported.notes["left out: aborted before its first token"] += 1
+            imported.notes[_ABORTED] += 1
             continue
-        again = taken.get(request.request_id, 0)
-        taken[request.request_id] = again + 1
-        if again:
-            request.request_id = f"{request.request_id}#{again + 1}"
-            imported.notes["request_id used before, numbered"] += 1
-        imported.keep(request)
-    return imported, True, None
+        if _cached(answer):
+            imported.notes[CACHED] += 1
+        model = fields.name(answer, "model")
+        imported.keep(request, place, lasted_s=lasted_s, model=model)
+    return imported
 
 
-def _records(path: Path, imported: Imported) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines that tell of an answered request, brought to one shape."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        where = f"{path}:{number}"
-        text = line.strip()
-        if text.startswith("[") and "] {" in text:
-            text = text[text.index("] {") + 2 :]
-        if not text:
-            continue
-        if not text.startswith("{"):
-            imported.notes[_NOT_JSON] += 1
-            continue
-        record = json_object(where, text)
-        if "event" in record and record["event"] != "request.finished":
-            imported.notes["passed over: other events"] += 1
-            continue
-        yield where, _answer(where, record)
+def _sampled_answers(source: Source) -> list[Record]:
+    nowhere = Imported(name=source.where)
+    found = []
+    for record in source.sample():
+        try:
+            answer = _answer("", record, nowhere)
+        except ValueError:
+            continue  # named with its line when it is read in full
+        if answer is not None:
+            found.append(answer)
+    return found
 
 
-def _answer(where: str, record: dict[str, Any]) -> dict[str, Any]:
-    """The object that holds the counts, with what its envelope knows beside it."""
+def _answer(where: str, record: Record, imported: Imported) -> Record | None:
+    """The object that holds the counts, with what its envelope knows beside it; None for others."""
+    if "event" in record and record["event"] != "request.finished":
+        imported.notes["passed over: other events"] += 1
+        return None
     if "out" in record:
-        inner = _object(where, record, "out")
+        inner = fields.inner(where, record, "out")
         envelope = {name: record[name] for name in ("timestamp", "rid", "obj") if name in record}
         record = envelope | inner
     elif "response" in record:
-        inner = _object(where, record, "response")
+        inner = record["response"]
+        if fields.is_absent(inner):
+            imported.notes[_ERROR] += 1
+            return None
+        inner = fields.inner(where, record, "response")
         if "body" in inner:
-            inner = _object(where, inner, "body")
+            inner = fields.inner(where, inner, "body")
         record = {"id": record["custom_id"]} | inner if "custom_id" in record else inner
     if "meta_info" in record:
-        _object(where, record, "meta_info")
-    elif "usage" in record:
-        _object(where, record, "usage")
-    elif "input_lens" not in record:
+        fields.inner(where, record, "meta_info")
+    elif not fields.is_absent(record.get("usage")):
+        fields.inner(where, record, "usage")
+    elif str(record.get("object", "")).endswith(".chunk"):
+        imported.notes["passed over: parts of a stream without usage"] += 1
+        return None
+    elif is_error(record):
+        imported.notes[_ERROR] += 1
+        return None
+    else:
         raise ValueError(
-            f"{where}: none of meta_info, usage and input_lens; this reads SGLang's JSON request "
-            "log, OpenAI-style answers and bench_serving --output-details"
+            f"{where}: neither meta_info nor usage; this reads SGLang's JSON request log and "
+            "OpenAI-style answers: mend or remove the line"
         )
     return record
 
 
-def _sglang(where: str, record: dict[str, Any], by_received: bool) -> Request | None:
-    meta = record["meta_info"]
+def _cached(answer: Record) -> bool:
+    """Whether the server found a part of the prompt in its cache."""
+    counts: Record = answer["meta_info" if "meta_info" in answer else "usage"]
+    details = counts.get("prompt_tokens_details", counts.get("input_tokens_details"))
+    inner: Record = details if isinstance(details, dict) else counts
+    return bool(fields.as_number(inner.get("cached_tokens")))
+
+
+def is_error(record: Record) -> bool:
+    """Whether a record is the answer to a request that a server refused or lost."""
+    return (
+        not fields.is_absent(record.get("error"))
+        or record.get("object") == "error"
+        or record.get("status") in ("failed", "error", "cancelled", "expired")
+        or (fields.as_number(record.get("code", record.get("status_code"))) or 0) >= 400
+    )
+
+
+def _sglang(
+    where: str, record: Record, by_received: bool, clock: Clock
+) -> tuple[Request | None, float]:
+    meta: dict[str, Any] = record["meta_info"]
     reason = meta.get("finish_reason")
-    output_tokens = tokens(where, meta, "completion_tokens")
+    output_tokens = fields.tokens(where, meta, "completion_tokens")
     if output_tokens == 0 and isinstance(reason, dict) and reason.get("type") == "abort":
-        return None
+        return None, math.nan
+    check_accepted(where, meta, "spec_accept_token_num", "spec_draft_token_num")
+    latency_s = fields.optional(where, meta, "e2e_latency")
     if by_received:
-        arrival_s = seconds(where, meta, "request_received_ts")
-    elif "timestamp" in record and "e2e_latency" in meta:
-        arrival_s = clock_s(where, record["timestamp"]) - seconds(where, meta, "e2e_latency")
+        arrival_s = clock.read(where, meta, "request_received_ts")
+    elif "timestamp" in record and latency_s is not None:
+        arrival_s = clock.read(where, record, "timestamp") - latency_s
     else:
         raise ValueError(
             f"{where}: neither request_received_ts nor timestamp with e2e_latency, so no arrival; "
@@ -124,22 +150,23 @@ def _sglang(where: str, record: dict[str, Any], by_received: bool) -> Request | 
     given = asked.get("sampling_params")
     sampling: dict[str, Any] = given if isinstance(given, dict) else {}
     most = sampling.get("max_new_tokens")
-    session = asked.get("session_id")
+    session = fields.name(asked, "session_id")
     if session is None and isinstance(asked.get("session_params"), dict):
-        session = asked["session_params"].get("id")
-    return Request(
+        session = fields.name(asked["session_params"], "id")
+    request = Request(
         request_id=str(meta.get("id", record.get("rid", where))),
         arrival_s=arrival_s,
-        prompt_tokens=tokens(where, meta, "prompt_tokens"),
+        prompt_tokens=fields.tokens(where, meta, "prompt_tokens"),
         output_tokens=output_tokens,
-        session_id=None if session is None else str(session),
-        temperature=_temperature(where, sampling),
+        session_id=session,
+        temperature=fields.optional(where, sampling, "temperature"),
         max_new_tokens=most if isinstance(most, int) and most >= output_tokens else None,
-        priority=_priority(where, asked),
+        priority=fields.whole(where, asked, "priority"),
     )
+    return request, math.nan if latency_s is None else latency_s
 
 
-def _openai(where: str, record: dict[str, Any]) -> Request:
+def _openai(where: str, record: Record, clock: Clock) -> Request:
     usage = record["usage"]
     # The Responses API renamed the fields of Chat Completions.
     old = "prompt_tokens" in usage
@@ -148,53 +175,8 @@ def _openai(where: str, record: dict[str, Any]) -> Request:
         raise ValueError(f"{where}: no created, so no arrival; keep it in the log")
     return Request(
         request_id=str(record.get("id", where)),
-        arrival_s=seconds(where, record, created),
-        prompt_tokens=tokens(where, usage, "prompt_tokens" if old else "input_tokens"),
-        output_tokens=tokens(where, usage, "completion_tokens" if old else "output_tokens"),
-        temperature=_temperature(where, record),
+        arrival_s=clock.read(where, record, created),
+        prompt_tokens=fields.tokens(where, usage, "prompt_tokens" if old else "input_tokens"),
+        output_tokens=fields.tokens(where, usage, "completion_tokens" if old else "output_tokens"),
+        temperature=fields.optional(where, record, "temperature"),
     )
-
-
-def _benchmark(where: str, record: dict[str, Any], imported: Imported) -> float | None:
-    prompts, outputs = record["input_lens"], record.get("output_lens")
-    failed = record.get("errors") or [""] * len(prompts)
-    if not isinstance(outputs, list) or not len(prompts) == len(outputs) == len(failed):
-        raise ValueError(f"{where}: input_lens, output_lens and errors must be equally long lists")
-    for row, (prompt, output, error) in enumerate(zip(prompts, outputs, failed, strict=True)):
-        pair = {f"input_lens[{row}]": prompt, f"output_lens[{row}]": output}
-        if error:
-            imported.notes["left out: failed in the benchmark"] += 1
-            continue
-        imported.keep(
-            Request(
-                request_id=f"r{row}",
-                arrival_s=0.0,
-                prompt_tokens=tokens(where, pair, f"input_lens[{row}]"),
-                output_tokens=tokens(where, pair, f"output_lens[{row}]"),
-            )
-        )
-    rate = record.get("request_rate")
-    usable = isinstance(rate, int | float) and 0 < rate < math.inf
-    return float(rate) if usable and rate is not None else None
-
-
-def _object(where: str, record: dict[str, Any], name: str) -> dict[str, Any]:
-    inner = record[name]
-    if not isinstance(inner, dict):
-        raise ValueError(
-            f"{where}: {name} {shown(inner)} is not an object; mend or remove the line"
-        )
-    return inner
-
-
-def _temperature(where: str, record: dict[str, Any]) -> float | None:
-    return None if record.get("temperature") is None else seconds(where, record, "temperature")
-
-
-def _priority(where: str, record: dict[str, Any]) -> int | None:
-    priority = record.get("priority")
-    if priority is not None and not isinstance(priority, int):
-        raise ValueError(
-            f"{where}: priority {shown(priority)} must be a whole number; mend the line"
-        )
-    return priority
