@@ -101,6 +101,7 @@ def point_of(steps: Sequence[Step], length: int, prompt_tokens: int) -> DecodePo
         draft_s=draft_s,
         host_s=max(wall_s - draft_s - forward_s, 0.0),
         spread=(walls[-1 - quarter] - walls[quarter]) / 2 / wall_s,
+        ragged=2 * sum(s.shape == "ragged" for s in steps) > len(steps),
     )
 
 

@@ -1,8 +1,9 @@
 """From measured points to a cost model: the fit, its error, and what makes it untrustworthy.
 
 The forward is T(R, M) = bias + alpha(R) + theta(M) + context, fitted to relative errors by
-``core.costs.fit``; owns what is probed and what contexts are measured from. Pure numbers: knows no
-server and no clock.
+``core.costs.fit``; where a server says which steps were ragged, alpha is 0, the form is of the
+uniform ones alone, and ``shapes`` prices the others. Owns what is probed and what contexts are
+measured from. Pure numbers: knows no server and no clock.
 
 Symbols: R requests, M tokens of the target's forward.
 """
@@ -32,7 +33,9 @@ from sglang_dspark.core.costs.schema import (
     FitError,
     HostCost,
     PrefillCost,
+    RaggedCost,
 )
+from sglang_dspark.runtime.profile.shapes import LEAST_POINTS, fit_ragged
 
 Floats = npt.NDArray[np.float64]
 
@@ -61,6 +64,8 @@ class DecodePoint:
     """The rest of the step."""
     spread: float
     """Half the distance of the quartiles of the whole step, relative to its median."""
+    ragged: bool = False
+    """Whether it ran outside the uniform graph; False also where the server does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,8 @@ class Fit:
     host: HostCost
     prefill: PrefillCost
     error: FitError
+    ragged: RaggedCost | None = None
+    """None where the server does not tell shapes, or showed one alone."""
     flaws: tuple[str, ...]
     """Why not to trust it, one sentence each; empty for a good one."""
 
@@ -91,7 +98,7 @@ def fit(decode: Sequence[DecodePoint], prefill: Sequence[PrefillPoint], *, gamma
     """Fit all blocks. ``ValueError`` with too few points."""
     if not decode or not prefill:
         raise ValueError("no decode or no prefill point was measured; profile again")
-    additive, context, relative = fit_forward(decode)
+    additive, context, ragged, relative = fit_shapes(decode)
     prefilled, prefill_relative = fit_prefill(prefill)
     draft, draft_token_s = fit_draft(decode, gamma=gamma, reference=context.reference_tokens)
     context = replace(context, token_s=context.token_s + draft_token_s)
@@ -114,31 +121,58 @@ def fit(decode: Sequence[DecodePoint], prefill: Sequence[PrefillPoint], *, gamma
         ),
         prefill=prefilled,
         error=error,
+        ragged=ragged,
         flaws=tuple(flaws(decode)),
     )
 
 
-def fit_forward(points: Sequence[DecodePoint]) -> tuple[AdditiveCost, ContextCost, Floats]:
+def fit_shapes(
+    points: Sequence[DecodePoint],
+) -> tuple[AdditiveCost, ContextCost, RaggedCost | None, Floats]:
+    """``fit_forward`` of the uniform points, and what the ragged ones cost beside it."""
+    ragged = [p for p in points if p.ragged]
+    uniform = [p for p in points if not p.ragged]
+    if min(len(ragged), len(uniform)) < LEAST_POINTS:
+        additive, context, relative = fit_forward(points)
+        return additive, context, None, relative
+    additive, context, relative = fit_forward(uniform, by_requests=False)
+    plain_s = [
+        additive.bias_s
+        + float(np.interp(p.tokens, additive.tokens, additive.theta_s))
+        + context.token_s * (p.context_tokens - p.requests * context.reference_tokens)
+        for p in ragged
+    ]
+    block, errors = fit_ragged([p.forward_s for p in ragged], plain_s)
+    return additive, context, block, np.concatenate((relative, errors))
+
+
+def fit_forward(
+    points: Sequence[DecodePoint], *, by_requests: bool = True
+) -> tuple[AdditiveCost, ContextCost, Floats]:
     """(T(R, M), its dependence on context, relative errors of the points)."""
     requests = sorted({p.requests for p in points})
     tokens = _thinned(sorted({round(p.tokens) for p in points}))
     reference = round(sum(p.context_tokens for p in points) / sum(p.requests for p in points))
     seconds = np.array([p.forward_s for p in points])
+    curves = (
+        _sizes([p.requests for p in points], requests),
+        _sizes([p.tokens for p in points], tokens),
+    )
     parts = fit_parts(
         seconds,
-        curves=(
-            _sizes([p.requests for p in points], requests),
-            _sizes([p.tokens for p in points], tokens),
-        ),
+        curves=curves if by_requests else curves[1:],
         slopes=(_beyond(points, reference),),
         loss=relative_rises,
     )
+    alpha_s = from_zero(parts.rises_s[0]) if by_requests else np.zeros(len(requests))
     additive = AdditiveCost(
         bias_s=max(parts.bias_s, LEAST_S),
         requests=tuple(requests),
-        alpha_s=tuple(from_zero(parts.rises_s[0]).tolist()),
+        alpha_s=tuple(
+            from_zero(parts.rises_s[0]).tolist() if by_requests else [0.0] * len(requests)
+        ),
         tokens=tuple(tokens),
-        theta_s=tuple(from_zero(parts.rises_s[1]).tolist()),
+        theta_s=tuple(from_zero(parts.rises_s[-1]).tolist()),
         origin="measured",
         note="the target's forward and what follows it in a step, between probes linear",
     )
@@ -215,12 +249,12 @@ def fit_prefill(points: Sequence[PrefillPoint]) -> tuple[PrefillCost, Floats]:
 
 
 def falling(points: Sequence[DecodePoint]) -> list[tuple[DecodePoint, DecodePoint]]:
-    """Pairs of neighbours in size of which the larger is faster, beyond noise."""
-    by_batch: dict[tuple[int, int], list[DecodePoint]] = defaultdict(list)
+    """Pairs of neighbours in size and of one shape of which the larger is faster, beyond noise."""
+    by_batch: dict[tuple[int, int, bool], list[DecodePoint]] = defaultdict(list)
     for point in points:
         # Contexts of one batch drift by a few tokens from length to length.
         context = round(np.log2(1 + point.context_tokens / point.requests))
-        by_batch[point.requests, context].append(point)
+        by_batch[point.requests, context, point.ragged].append(point)
     return [
         (before, after)
         for batch in by_batch.values()
@@ -236,7 +270,8 @@ def flaws(points: Sequence[DecodePoint]) -> list[str]:
         f"{after.tokens:.0f} tokens but {1e3 * before.forward_s:.3f} ms for {before.tokens:.0f}"
         for before, after in falling(points)
     ]
-    small, large = min(points, key=lambda p: p.tokens), max(points, key=lambda p: p.tokens)
+    alike = [p for p in points if not p.ragged] or points
+    small, large = min(alike, key=lambda p: p.tokens), max(alike, key=lambda p: p.tokens)
     if large.forward_s < small.forward_s * (1 + _noise(small, large)):
         found.append(
             f"flat: {large.tokens:.0f} tokens take {1e3 * large.forward_s:.3f} ms, no more than "

@@ -59,7 +59,7 @@ def cost_model(
             command=command,
         ),
         valid_range=ValidRange(
-            tokens=(additive.tokens[0], additive.tokens[-1]),
+            tokens=(round(min(p.tokens for p in points)), additive.tokens[-1]),
             requests=(additive.requests[0], additive.requests[-1]),
             context_tokens=(0, math.ceil(per_request)),
         ),
@@ -68,6 +68,7 @@ def cost_model(
         draft=fitted.draft,
         prefill=fitted.prefill,
         host=fitted.host,
+        ragged=fitted.ragged,
         graphs=GraphTiers(
             tiers_tokens=(),
             beyond_last_s=0.0,

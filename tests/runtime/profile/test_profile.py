@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -359,6 +360,32 @@ def test_what_falls_beyond_noise_is_a_flaw() -> None:
         for p in points
     ]
     assert any("non-monotone" in flaw for flaw in fit(points, PREFILL, gamma=GAMMA).flaws)
+
+
+def shaped_points() -> list[DecodePoint]:
+    """As the worker on a GPU: all drafts from a graph, anything else eagerly, which takes 12 ms."""
+    return [
+        replace(
+            p,
+            ragged=p.length != GAMMA,
+            forward_s=p.forward_s if p.length == GAMMA else max(0.012, p.forward_s + 0.0005),
+        )
+        for p in decode_points()
+    ]
+
+
+@pytest.mark.law
+def test_ragged_steps_that_run_eagerly_have_a_price_of_their_own_and_are_no_flaw() -> None:
+    fitted = fit(shaped_points(), PREFILL, gamma=GAMMA)
+    assert not fitted.flaws
+    assert fitted.ragged is not None
+    assert fitted.ragged.floor_s == pytest.approx(0.012, rel=0.02)
+    assert fitted.ragged.tiers_tokens == ()
+    assert fitted.error.median_rel < 0.02
+    # The same points without their shapes: what a planner would have been told before.
+    blind = fit([replace(p, ragged=False) for p in shaped_points()], PREFILL, gamma=GAMMA)
+    assert blind.ragged is None
+    assert blind.error.median_rel > 3 * fitted.error.median_rel
 
 
 @pytest.mark.law
