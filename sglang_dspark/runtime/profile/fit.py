@@ -164,7 +164,7 @@ def fit_forward(
         slopes=(_beyond(points, reference),),
         loss=relative_rises,
     )
-    alpha_s = from_zero(parts.rises_s[0]) if by_requests else np.zeros(len(requests))
+    from_zero(parts.rises_s[0]) if by_requests else np.zeros(len(requests))
     additive = AdditiveCost(
         bias_s=max(parts.bias_s, LEAST_S),
         requests=tuple(requests),
