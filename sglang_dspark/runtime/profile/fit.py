@@ -164,13 +164,11 @@ def fit_forward(
         slopes=(_beyond(points, reference),),
         loss=relative_rises,
     )
-    from_zero(parts.rises_s[0]) if by_requests else np.zeros(len(requests))
+    alpha_s = from_zero(parts.rises_s[0]) if by_requests else np.zeros(len(requests))
     additive = AdditiveCost(
         bias_s=max(parts.bias_s, LEAST_S),
         requests=tuple(requests),
-        alpha_s=tuple(
-            from_zero(parts.rises_s[0]).tolist() if by_requests else [0.0] * len(requests)
-        ),
+        alpha_s=tuple(alpha_s.tolist()),
         tokens=tuple(tokens),
         theta_s=tuple(from_zero(parts.rises_s[-1]).tolist()),
         origin="measured",
