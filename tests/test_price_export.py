@@ -31,6 +31,25 @@ def test_every_shipped_model_can_be_exported(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.law
+@pytest.mark.parametrize("name", ["h200-qwen3-14b-composed", "b300x4-dsv4-flash-vllm"])
+def test_tensorrt_llm_prices_every_probe_as_the_additive_table_does(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "table.json"
+    assert main([name, "--to", "tensorrt-llm", "-o", str(out)]) == 0
+    assert "confidence_sps_table_path" in capsys.readouterr().out
+    found, same = json.loads(out.read_text()), to_additive(load_cost_model(name))
+    assert found["token_counts"] == list(same.m_probes)
+    assert (np.diff(found["token_counts"]) > 0).all()
+    assert min(found["step_time_ms"]) > 0
+    for i, r in enumerate(same.bs_probes):
+        theirs_ms = found["fixed_overhead_ms"] + found["batch_overhead_ms"][i]
+        ours_s = same.bias_seconds + same.alpha_seconds[i] + np.array(same.theta_seconds)
+        whole_ms = theirs_ms + np.array(found["step_time_ms"])
+        np.testing.assert_allclose(whole_ms, 1e3 * ours_s, rtol=1e-9, err_msg=str(r))
+
+
+@pytest.mark.law
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", FILES)
 def test_a_copy_of_sglangs_own_table_only_rises(

@@ -15,4 +15,5 @@ In order of import:
 - ``library``: the shipped ones by name, any by its file
 - ``composed``: a model from operators that were timed one by one
 - ``sglang_tables``: what a cost model looks like to SGLang's planner
+- ``tensorrt_llm``: and to TensorRT-LLM's
 """
