@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     parser = Parser(
         description="Write a cost model as a table that SGLang's own DSPARK plans with, given as "
-        "--speculative-dspark-sps-table-path, or TensorRT-LLM's. Of SGLang's own table this makes a "
-        "copy whose times only rise.",
+        "--speculative-dspark-sps-table-path, or TensorRT-LLM's. Of SGLang's own table this makes "
+        "a copy whose times only rise.",
         examples=[
             "h200-qwen3-8b-analytic --to sglang-sps -o sps.json",
             "costs.json --to sglang-additive -o additive.json",
