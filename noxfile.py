@@ -1,6 +1,7 @@
 """One environment per suite: ``nox`` runs them all, ``nox -s tests`` one of them.
 
-``nox -s peers`` runs only where it is asked for: it measures and tests nothing.
+``nox -s steer_newest`` and ``nox -s peers`` run only where they are asked for: the one serves the
+steer lane's tests on another release, the other measures and tests nothing.
 """
 
 import sys
@@ -104,9 +105,25 @@ def worker(session: nox.Session) -> None:
 @nox.session
 def steer(session: nox.Session) -> None:
     """The built-in DSPARK of SGLang 0.5.21 under this project's policies, served on the CPU."""
+    _install_steered(session)
+    _steer_tests(session)
+
+
+@nox.session(default=False)
+def steer_newest(session: nox.Session) -> None:
+    """The same on SGLang 0.5.23, the newest release."""
+    _install_steered(session)
+    _install(session, "--no-deps", "-r", "requirements/sglang-0.5.23-over-0.5.21.txt")
+    _steer_tests(session)
+
+
+def _install_steered(session: nox.Session) -> None:
     _needs_python_3_11(session)
     _install(session, "-r", "requirements/sglang-0.5.21-cpu.txt", "-e", ".[test,draft]")
     _install(session, "--no-deps", "-r", "requirements/sglang-0.5.21-cpu-nodeps.txt")
+
+
+def _steer_tests(session: nox.Session) -> None:
     session.run(
         "pytest",
         "-n",

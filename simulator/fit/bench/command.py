@@ -153,6 +153,12 @@ def _command(argv: Sequence[str] | None) -> None:
     refuse_onto_input(arguments.out, *(text.rpartition("=")[2] for text in arguments.bench))
     points = read_all(arguments)
     bench = _bench(arguments, model)
+    if points and model.doubt is not None and model.doubt.basis == "posterior":
+        warnings.warn(
+            f"{arguments.model} was calibrated already, by {model.doubt.note}; give new runs only: "
+            "what is given twice counts twice",
+            stacklevel=1,
+        )
     if points:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gammas: each point drafts what its policy says

@@ -54,6 +54,11 @@ def test_it_writes_a_model_with_what_is_left_of_the_doubt(
     assert "next: intervals of rates go from" in shown
 
 
+def test_runs_that_were_used_already_are_said(mine: Path, sweep: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="counts twice"):
+        assert main([str(mine), "--bench", str(sweep), "-o", str(tmp_path / "twice.json")]) == 0
+
+
 def test_without_a_benchmark_it_holds_what_the_origin_deserves(tmp_path: Path) -> None:
     composed, stands_in = tmp_path / "a.json", tmp_path / "b.json"
     assert main([MODEL, "-o", str(composed)]) == 0
