@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,13 @@ def test_it_writes_a_model_with_what_is_left_of_the_doubt(
     assert "next: intervals of rates go from" in shown
 
 
-def test_runs_that_were_used_already_are_said(mine: Path, sweep: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="counts twice"):
+def test_runs_that_were_used_already_are_said(
+    mine: Path, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         assert main([str(mine), "--bench", str(sweep), "-o", str(tmp_path / "twice.json")]) == 0
+    assert "what is given twice counts twice" in capsys.readouterr().err
 
 
 def test_without_a_benchmark_it_holds_what_the_origin_deserves(tmp_path: Path) -> None:
