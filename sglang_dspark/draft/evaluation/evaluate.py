@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "target": str(given.target),
         "drafter": str(given.drafter),
         "sampling": sampling.label,
-        "confidence_source": "head" if drafter.config.enable_confidence_head else "top probability",
+        "confidence_source": "head" if drafter.config.confident else "top probability",
         "device": str(target.device),
     }
     write_json(folder / "metrics.json", metrics(recording, about=about))

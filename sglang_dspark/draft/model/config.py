@@ -241,6 +241,21 @@ class DrafterConfig:
         return self.markov_head_type if self.markov_rank else "none"
 
     @property
+    def confident(self) -> bool:
+        """Whether there is a confidence head."""
+        return self.enable_confidence_head
+
+    @property
+    def with_markov(self) -> bool:
+        """Whether the confidence reads the previous token's embedding."""
+        return self.enable_confidence_head and self.confidence_head_with_markov
+
+    @property
+    def target_types(self) -> tuple[str, ...]:
+        """``model_type`` of the targets it is for."""
+        return self.family.text_model_types
+
+    @property
     def softcap(self) -> float | None:
         """Of the base logits; the Markov bias is added after it."""
         return self.target_text_config.get("final_logit_softcapping")

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.draft.model.ends import (
-    capped,
     embedded,
     frozen_embedding,
     frozen_lm_head,
     initialise,
 )
-from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
+from sglang_dspark.draft.model.heads import ConfidenceHead, Headed, MarkovHead
 from sglang_dspark.draft.model.layers import (
     MLP,
     Attention,
@@ -72,6 +71,17 @@ class DraftCache:
         for store, new in ((self.keys_RNLE[layer], key), (self.values_RNLE[layer], value)):
             store[rows, :, places] = new.to(store.dtype)
 
+    def rows_with_context(self, rows: Sequence[int] | None, anchor_index_R: Tensor) -> Tensor:
+        """Cache rows [R] (None: all). ``ValueError`` unless each holds context to its anchor."""
+        rows_R = torch.arange(len(self.lengths)) if rows is None else torch.tensor(rows)
+        anchors = anchor_index_R.cpu()
+        if bool((anchors > self.lengths[rows_R]).any()):
+            raise ValueError(
+                f"anchors at {anchors.tolist()} need that much context, but the rows hold "
+                f"{self.lengths[rows_R].tolist()} tokens; append it first"
+            )
+        return rows_R
+
     def reserve(self, *, rows_R: Tensor, end_R: Tensor) -> None:
         """``ValueError`` unless every row has room up to its end."""
         if end_R.numel() and int(end_R.max()) > self.capacity:
@@ -115,7 +125,7 @@ class DraftLayer(nn.Module):
         return (hidden + self.post_feedforward_layernorm(fed)) * cast(Tensor, self.layer_scalar)
 
 
-class Drafter(nn.Module):
+class Drafter(Headed):
     """DSpark's draft model; with ``markov_rank`` 0 and no confidence head it is DFlash."""
 
     def __init__(
@@ -249,13 +259,7 @@ class Drafter(nn.Module):
 
         ``anchor_index_R`` may not exceed a row's length: context up to the anchor must be there.
         """
-        rows_R = torch.arange(len(cache.lengths)) if rows is None else torch.tensor(rows)
-        anchors = anchor_index_R.cpu()
-        if bool((anchors > cache.lengths[rows_R]).any()):
-            raise ValueError(
-                f"anchors at {anchors.tolist()} need that much context, but the rows hold "
-                f"{cache.lengths[rows_R].tolist()} tokens; append it first"
-            )
+        rows_R, anchors = cache.rows_with_context(rows, anchor_index_R), anchor_index_R.cpu()
         cache.reserve(rows_R=rows_R, end_R=anchors + self.config.gamma)
         longest = int(anchors.max()) + self.config.gamma
         hidden_RKD, places_RK = self._slots(anchor_tokens_R, anchor_index_R)
@@ -294,52 +298,6 @@ class Drafter(nn.Module):
             cache, anchor_tokens_R=anchor_tokens_R, anchor_index_R=anchor_index_R, rows=rows
         )
         return hidden_RKD, None
-
-    # Heads.
-
-    def base_logits(self, hidden: Tensor) -> Tensor:
-        """The target's lm_head and softcap on [..., D]; no Markov bias."""
-        return capped(self.lm_head(hidden.to(self.lm_head.weight.dtype)), self.config.softcap)
-
-    def latent(
-        self, *, hidden_NKD: Tensor, previous_NK: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(u_NKr, W2 [V, r], confidence_NK): logits are base + u W2^T; None where no head."""
-        latent_NKr = embedding_NKr = weight_Vr = None
-        if self.markov_head is not None:
-            latent_NKr, embedding_NKr = self.markov_head.latent(
-                hidden_NKD=hidden_NKD, previous_NK=previous_NK
-            )
-            weight_Vr = self.markov_head.markov_w2.weight
-        confidence_NK = None
-        if self.confidence_head is not None:
-            confidence_NK = self.confidence_head(hidden=hidden_NKD, embedding=embedding_NKr)
-        return latent_NKr, weight_Vr, confidence_NK
-
-    def logits(self, *, hidden_NKD: Tensor, previous_NK: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Teacher-forced (logits_NKV, confidence_NK); slot 0's previous token is the anchor."""
-        latent_NKr, weight_Vr, confidence_NK = self.latent(
-            hidden_NKD=hidden_NKD, previous_NK=previous_NK
-        )
-        logits_NKV = self.base_logits(hidden_NKD)
-        if latent_NKr is not None and weight_Vr is not None:
-            logits_NKV = logits_NKV + nn.functional.linear(latent_NKr, weight_Vr)
-        return logits_NKV, confidence_NK
-
-    def step(
-        self, *, hidden_RD: Tensor, previous_R: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """One slot while decoding: (logits_RV, confidence_R, next state); first state None."""
-        logits_RV, embedding_Rr = self.base_logits(hidden_RD), None
-        if self.markov_head is not None:
-            latent_Rr, embedding_Rr, state = self.markov_head.step(
-                hidden_RD=hidden_RD, previous_R=previous_R, state_Rr=state
-            )
-            logits_RV = logits_RV + self.markov_head.markov_w2(latent_Rr)
-        confidence_R = None
-        if self.confidence_head is not None:
-            confidence_R = self.confidence_head(hidden=hidden_RD, embedding=embedding_Rr)
-        return logits_RV, confidence_R, state
 
 
 def cache_places(
