@@ -175,23 +175,18 @@ def quantise(weights: Weights, config: dict[str, Any], *, seed: int = 1) -> tupl
         base = name.removesuffix("weight")
         if ".experts." in name:
             packed = torch.randint(0, 256, (rows, columns // 2), generator=random)
-            groups = -(-columns // 32)
-            powers = torch.randint(-6, -3, (rows, groups), generator=random)
+            powers = torch.randint(-6, -3, (rows, -(-columns // 32)), generator=random)
             plain = torch.empty(rows, columns)
-            for r in range(rows):
-                for c in range(columns):
-                    byte = int(packed[r, c // 2])
-                    code = byte >> 4 if c % 2 else byte & 15
-                    plain[r, c] = E2M1[code] * 2.0 ** int(powers[r, c // 32])
+            plain[:, 0::2] = torch.tensor(E2M1)[packed % 16]
+            plain[:, 1::2] = torch.tensor(E2M1)[packed // 16]
+            plain *= 2.0 ** powers[:, torch.arange(columns) // 32]
             stored[name] = packed.to(torch.uint8).view(torch.int8)
             stored[base + "scale"] = (2.0**powers).to(torch.float8_e8m0fnu)
         else:
             codes = (torch.randn(rows, columns, generator=random) * 8).to(torch.float8_e4m3fn)
             scale = 0.01 * torch.rand(-(-rows // 128), -(-columns // 128), generator=random) + 0.005
-            plain = torch.empty(rows, columns)
-            for r in range(rows):
-                for c in range(columns):
-                    plain[r, c] = float(codes[r, c]) * float(scale[r // 128, c // 128])
+            blocks = scale[torch.arange(rows) // 128][:, torch.arange(columns) // 128]
+            plain = codes.float() * blocks
             stored[name], stored[base + "scale"] = codes, scale
         meant[name] = plain
     return stored, meant

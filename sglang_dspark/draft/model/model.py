@@ -6,6 +6,8 @@ sampling; the heads after the backbone are in ``heads``, masks and groups in ``l
 
 Anchor first: slot k (0-based) of the block anchored at token index s predicts token s+k+1, and
 sees context indices < s, never the anchor's own target state, and its block's slots both ways.
+Without ``sample_from_anchor`` a block has one slot more, of which slot k predicts token s+k and
+slot 0 nothing: the states of the others are all that is handed on, so that nobody else knows.
 
 Shapes: B sequences, S context tokens, A anchors, R requests, K = gamma slots, V vocabulary,
 D hidden, C = m*D captured, m captured layers, r Markov rank, N blocks, T tokens laid end to end.
@@ -161,13 +163,17 @@ class Drafter(Headed):
         return embedded(self.config, self.embed_tokens, tokens).to(self.fc.weight.dtype)
 
     def _slots(self, anchor_tokens: Tensor, anchor_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Slot embeddings [..., K, D] and positions [..., K] of blocks anchored at [...]."""
-        gamma = self.config.gamma
-        masks = anchor_tokens.new_full((*anchor_tokens.shape, gamma - 1), self.config.mask_token_id)
+        """Slot embeddings [..., T, D] and positions [..., T] of blocks anchored at [...]."""
+        slots = self.config.block_size
+        masks = anchor_tokens.new_full((*anchor_tokens.shape, slots - 1), self.config.mask_token_id)
         tokens = torch.cat([anchor_tokens[..., None], masks], dim=-1)
         return self.embed(tokens), anchor_index[..., None] + torch.arange(
-            gamma, device=anchor_index.device
+            slots, device=anchor_index.device
         )
+
+    def _proposing(self, hidden: Tensor) -> Tensor:
+        """Final-normed states [..., K, D] of the slots that propose: the last K of [..., T, D]."""
+        return cast(Tensor, self.norm(hidden[..., -self.config.gamma :, :]))
 
     # Training and evaluation: many blocks of known sequences.
 
@@ -191,7 +197,7 @@ class Drafter(Headed):
         context_rope, block_rope = self.rope(places_S, dtype), self.rope(positions_BAK, dtype)
         limits = anchor_groups(
             anchor_index_BA=anchor_index_BA,
-            slots=self.config.gamma,
+            slots=self.config.block_size,
             query_groups=self.config.num_attention_heads // self.config.num_key_value_heads,
         )
         for module in self.layers:
@@ -210,12 +216,12 @@ class Drafter(Headed):
                 scale=attention.scale,
             )
             hidden_BAKD = layer.finish(hidden_BAKD, attended)
-        return cast(Tensor, self.norm(hidden_BAKD))
+        return self._proposing(hidden_BAKD)
 
     # Decoding: one block a request, over cached context.
 
     def new_cache(self, *, requests: int, capacity: int) -> DraftCache:
-        """An empty cache of ``requests`` rows; ``capacity`` counts a round's gamma slots too."""
+        """An empty cache of ``requests`` rows; ``capacity`` counts a round's slots too."""
         weight, config = self.fc.weight, self.config
         shape = (requests, config.num_key_value_heads, capacity, config.head_dim)
         count = len(self.layers)
@@ -260,13 +266,14 @@ class Drafter(Headed):
         ``anchor_index_R`` may not exceed a row's length: context up to the anchor must be there.
         """
         rows_R, anchors = cache.rows_with_context(rows, anchor_index_R), anchor_index_R.cpu()
-        cache.reserve(rows_R=rows_R, end_R=anchors + self.config.gamma)
-        longest = int(anchors.max()) + self.config.gamma
+        slots = self.config.block_size
+        cache.reserve(rows_R=rows_R, end_R=anchors + slots)
+        longest = int(anchors.max()) + slots
         hidden_RKD, places_RK = self._slots(anchor_tokens_R, anchor_index_R)
         rope = self.rope(places_RK, hidden_RKD.dtype)
         picked = rows_R.to(hidden_RKD.device)
         seen = torch.arange(longest, device=picked.device) < places_RK[:, -1:, None] + 1
-        mask_RKL = seen.expand(-1, self.config.gamma, -1)
+        mask_RKL = seen.expand(-1, slots, -1)
         for i, module in enumerate(self.layers):
             layer = cast(DraftLayer, module)
             attention, normed = layer.self_attn, layer.input_layernorm(hidden_RKD)
@@ -283,7 +290,7 @@ class Drafter(Headed):
                 attention.scale,
             )
             hidden_RKD = layer.finish(hidden_RKD, attended)
-        return cast(Tensor, self.norm(hidden_RKD))
+        return self._proposing(hidden_RKD)
 
     def begin(
         self,

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("dspark", "dflash", "eagle3")
+KINDS = ("dspark", "dspark5", "dflash", "eagle3")
 # Where things lie and how often they are written may change between two starts of a run; what the
 # target and the samples are is compared by their digests.
 _MAY_CHANGE = {"target", "data", "out", "save_every", "export_every", "tensorboard"}
@@ -27,7 +27,8 @@ class TrainConfig:
     out: str
     """Folder for checkpoints, metrics and the resume file."""
     kind: str = "dspark"
-    """``dspark``; ``dflash``: no heads, cross-entropy; ``eagle3``: autoregressive baseline."""
+    """``dspark``; ``dspark5``: gamma 5 and 3 layers; ``dflash``: no heads, cross-entropy;
+    ``eagle3``: autoregressive baseline."""
     drafter: dict[str, Any] = field(default_factory=dict)
     """Choices of ``recipes.dspark``: gamma, depth, markov_rank, markov_head_type, ..."""
     epochs: float = 10.0

@@ -55,7 +55,10 @@ _NEWER = {
 
 def is_bundled(value: Any) -> bool:
     """Whether a config.json's object carries a bundled drafter, supported or not."""
-    return isinstance(value, Mapping) and any(key.startswith("dspark_") for key in value)
+    nested = "dspark_config"  # a block that other conventions have
+    return isinstance(value, Mapping) and any(
+        key.startswith("dspark_") and key != nested for key in value
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
