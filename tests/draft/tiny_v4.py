@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+
+from sglang_dspark.draft.model import recipes
+from sglang_dspark.draft.model.checkpoint import drafter_for
+from sglang_dspark.draft.model.target import Target
 
 
 def target_config(vocabulary: int = 61, **changes: Any) -> dict[str, Any]:
@@ -30,7 +35,7 @@ def target_config(vocabulary: int = 61, **changes: Any) -> dict[str, Any]:
         ],
         "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 16},
         "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe", "moe"],
-        "index_n_heads": 2,
+        "index_n_heads": 8,
         "index_head_dim": 8,
         "index_topk": 3,
         "n_routed_experts": 4,
@@ -55,3 +60,31 @@ def draw_tables(model: Any, seed: int = 0) -> None:
             for token in range(len(table)):
                 chosen = torch.randperm(experts, generator=random)
                 table[token] = chosen[: table.shape[1]]
+
+
+def sharp_target(vocabulary: int, *, seed: int = 0) -> Target:
+    """A random target with opinions, frozen."""
+    torch.manual_seed(seed)
+    model = DeepseekV4ForCausalLM(DeepseekV4Config(**target_config(vocabulary)))
+    draw_tables(model, seed)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25, generator=random)
+    return Target.from_model(model)
+
+
+def drafter_of(target: Target, *, mask: int, gamma: int = 4, markov_rank: int = 8) -> Any:
+    """An untaught drafter with one stage, which captures the target's last layer."""
+    config = recipes.dspark5(
+        target.config.to_dict(),
+        mask_token_id=mask,
+        gamma=gamma,
+        depth=1,
+        markov_rank=markov_rank,
+        num_anchors=8,
+    )
+    target.capture(config.layers_captured)
+    torch.manual_seed(1)
+    return drafter_for(config, target)

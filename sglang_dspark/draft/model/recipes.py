@@ -340,7 +340,9 @@ def laptop_v4_target(
     """Config of a small DeepSeek-V4 (1.2 M parameters), for DeepseekV4Config(**it).
 
     It has every kind of layer and of routing: a sliding one, compressed sparse ones, a heavily
-    compressed one; tables for the first two, top-k for the rest. Windows of 32 tokens.
+    compressed one; tables for the first two, top-k for the rest. Windows of 32 tokens. Its indexer
+    has 8 heads: scores of two are often exactly 0, and which of equal ones is taken depends on how
+    many entries there are.
     """
     sparse, heavy = "compressed_sparse_attention", "heavily_compressed_attention"
     return {
@@ -360,7 +362,7 @@ def laptop_v4_target(
         "layer_types": ["sliding_attention", sparse, heavy, sparse, "sliding_attention"],
         "compress_rates": {sparse: 4, heavy: 16},
         "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe", "moe"],
-        "index_n_heads": 2,
+        "index_n_heads": 8,
         "index_head_dim": 16,
         "index_topk": 16,
         "n_routed_experts": 4,
