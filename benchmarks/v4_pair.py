@@ -55,7 +55,7 @@ DRAFTERS = {"dspark": 64, "no-markov": 0}
 
 def stage(work: Path, done: Path, module: str, *arguments: str) -> dict[str, float]:
     """Run a command unless ``done`` is there; its seconds, kept beside."""
-    beside = work / f"{done.name}.seconds.json"
+    beside = work / f"{'-'.join(done.relative_to(work).parts)}.seconds.json"
     if not done.exists():
         began, cpu = time.perf_counter(), os.times()
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -20,6 +20,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.draft.model.ends import (
@@ -150,6 +151,8 @@ class Drafter(Headed):
         self.markov_head = MarkovHead(config) if config.markov_rank else None
         self.confidence_head = ConfidenceHead(config) if config.enable_confidence_head else None
         self.rope = Rope(config)
+        self.checkpointing = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
         initialise(self, std=config.initializer_range)
 
     # Context.
@@ -200,8 +203,8 @@ class Drafter(Headed):
             slots=self.config.block_size,
             query_groups=self.config.num_attention_heads // self.config.num_key_value_heads,
         )
-        for module in self.layers:
-            layer = cast(DraftLayer, module)
+
+        def through(layer: DraftLayer, hidden_BAKD: Tensor) -> Tensor:
             attention, normed = layer.self_attn, layer.input_layernorm(hidden_BAKD)
             context_key, context_value = attention.keys_values(context_BSD, context_rope)
             block_key, block_value = attention.keys_values(normed, block_rope)
@@ -215,7 +218,14 @@ class Drafter(Headed):
                 limits=limits,
                 scale=attention.scale,
             )
-            hidden_BAKD = layer.finish(hidden_BAKD, attended)
+            return layer.finish(hidden_BAKD, attended)
+
+        for module in self.layers:
+            layer = cast(DraftLayer, module)
+            if self.checkpointing and torch.is_grad_enabled():
+                hidden_BAKD = checkpoint(through, layer, hidden_BAKD, use_reentrant=False)
+            else:
+                hidden_BAKD = through(layer, hidden_BAKD)
         return self._proposing(hidden_BAKD)
 
     # Decoding: one block a request, over cached context.

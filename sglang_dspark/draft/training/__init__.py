@@ -2,6 +2,7 @@
 
 - ``config``: a run's settings, and which a resume must repeat
 - ``losses``: the training objective in pieces, no [N*K, V] tensor
+- ``memory``: what a run needs, told before its first step
 - ``optim``: AdamW on flat float32 masters
 - ``loop``: blocks of states in, optimiser steps out, resumable at any kill
 - ``train``: the command that trains a drafter

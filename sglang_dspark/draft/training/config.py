@@ -14,6 +14,7 @@ KINDS = ("dspark", "dspark5", "dflash", "eagle3")
 # Where things lie and how often they are written may change between two starts of a run; what the
 # target and the samples are is compared by their digests.
 _MAY_CHANGE = {"target", "data", "out", "save_every", "export_every", "tensorboard"}
+_MAY_CHANGE |= {"checkpoint_layers"}  # recomputing gives the same numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class TrainConfig:
     """Steps between writes of the resume file."""
     export_every: int = 0
     """Steps between exported checkpoints; 0: only the last."""
+    checkpoint_layers: bool = False
+    """Recompute each layer in the backward pass: a layer's activations instead of all layers'."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard package)."""
 

@@ -38,6 +38,7 @@ from sglang_dspark.draft.model.target import Target
 from sglang_dspark.draft.training.config import KINDS, TrainConfig
 from sglang_dspark.draft.training.loop import Place, Trainer
 from sglang_dspark.draft.training.losses import DFLASH, LossMix
+from sglang_dspark.draft.training.memory import memory_report
 from sglang_dspark.files import decode_record, read_json
 
 _FLAGS: dict[str, tuple[type, str]] = {
@@ -140,6 +141,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         drafter = build_drafter(config, shape, target)
         states = open_states(config, shape, target)
         identity = {"target": model_fingerprint(config.target), "samples": states.digest}
+        drafter.checkpointing = config.checkpoint_layers
+        about = memory_report(config, drafter, target, world=place.world)
         del target  # with a cache only the embedding and lm_head stay, which the drafter shares
         trainer = Trainer(
             config,
@@ -150,7 +153,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
             place=place,
             export=lambda folder: save_drafter(drafter, folder),
         )
-        return trainer.run(quiet=quiet or place.rank > 0)
+        return trainer.run(quiet=quiet or place.rank > 0, about=about)
 
 
 def read_config(given: argparse.Namespace) -> TrainConfig:
