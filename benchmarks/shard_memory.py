@@ -17,6 +17,7 @@ import resource
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,10 @@ def resident() -> int:
 def tensor_bytes() -> int:
     """Bytes of all live tensors' storages, each once."""
     gc.collect()
-    found = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
-            storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own deprecated objects, which are asked too
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(found.values())
 
 

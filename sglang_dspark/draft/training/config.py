@@ -15,6 +15,7 @@ KINDS = ("dspark", "dspark5", "dflash", "eagle3")
 # target and the samples are is compared by their digests.
 _MAY_CHANGE = {"target", "data", "out", "save_every", "export_every", "tensorboard"}
 _MAY_CHANGE |= {"checkpoint_layers"}  # recomputing gives the same numbers
+_MAY_CHANGE |= {"start"}  # a digest of it is compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class TrainConfig:
     kind: str = "dspark"
     """``dspark``; ``dspark5``: gamma 5 and 3 layers; ``dflash``: no heads, cross-entropy;
     ``eagle3``: autoregressive baseline."""
+    start: str = ""
+    """Checkpoint to begin from, of any convention (DFlash's too); empty: fresh weights."""
     drafter: dict[str, Any] = field(default_factory=dict)
     """Choices of ``recipes.dspark``: gamma, depth, markov_rank, markov_head_type, ..."""
     epochs: float = 10.0

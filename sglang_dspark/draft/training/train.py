@@ -32,6 +32,7 @@ from sglang_dspark.draft.data.states import Online, States, check_vocabulary, us
 from sglang_dspark.draft.model import recipes
 from sglang_dspark.draft.model.checkpoint import drafter_for, in_dtype, save_drafter
 from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.draft.model.conventions import drafter_folder
 from sglang_dspark.draft.model.deepseek_v4.config import KEYS, MODEL_TYPE
 from sglang_dspark.draft.model.recipes import AnyConfig
 from sglang_dspark.draft.model.target import Target
@@ -39,6 +40,7 @@ from sglang_dspark.draft.training.config import KINDS, TrainConfig
 from sglang_dspark.draft.training.loop import Place, Trainer
 from sglang_dspark.draft.training.losses import DFLASH, LossMix
 from sglang_dspark.draft.training.memory import memory_report
+from sglang_dspark.draft.training.warm_start import warm_start
 from sglang_dspark.files import decode_record, read_json
 
 _FLAGS: dict[str, tuple[type, str]] = {
@@ -139,8 +141,12 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         target = Target.from_pretrained(config.target, dtype=dtype, device=device)
         shape = drafter_config(config, target)
         drafter = build_drafter(config, shape, target)
+        identity = {"target": model_fingerprint(config.target)}
+        if config.start:
+            warm_start(drafter, config.start, target)
+            identity["start"] = model_fingerprint(drafter_folder(config.start))
         states = open_states(config, shape, target)
-        identity = {"target": model_fingerprint(config.target), "samples": states.digest}
+        identity["samples"] = states.digest
         drafter.checkpointing = config.checkpoint_layers
         about = memory_report(config, drafter, target, world=place.world)
         del target  # with a cache only the embedding and lm_head stay, which the drafter shares

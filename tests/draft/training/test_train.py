@@ -365,5 +365,5 @@ def test_tensorboard_is_asked_for_by_name(
 def test_every_setting_is_compared_or_meant_to_change(name: str) -> None:
     config = TrainConfig(target="t", data="d", out="o")
     free = {"target", "data", "out", "save_every", "export_every", "tensorboard"}
-    free |= {"checkpoint_layers"}
+    free |= {"checkpoint_layers", "start"}
     assert (name in config.lasting()) == (name not in free)
