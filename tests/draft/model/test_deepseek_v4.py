@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from sglang_dspark.draft.model import recipes
 from sglang_dspark.draft.model.checkpoint import load_drafter
+from sglang_dspark.draft.model.deepseek_v4.config import BundledConfig
 from sglang_dspark.draft.model.deepseek_v4.drafter import BundledDrafter
+from sglang_dspark.draft.model.deepseek_v4.names import default_layout, plain_names
 from tests.draft import independent_v4 as plain
 
 TOLERANCE = 1e-5
@@ -182,3 +185,28 @@ def test_gradients_reach_every_trained_weight_and_recomputing_changes_none(tmp_p
     again = gradients()
     for name, grad in kept.items():
         torch.testing.assert_close(again[name], grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.golden
+def test_the_recipe_for_v4_flash_has_the_released_shapes() -> None:
+    """Of the facts that are published: keys, and the tensors that name them."""
+    config = recipes.deepseek_v4_flash()
+    value = config.to_dict()
+    assert {k: v for k, v in value.items() if k.startswith("dspark_")} == {
+        "dspark_block_size": 5,
+        "dspark_markov_rank": 256,
+        "dspark_noise_token_id": 128799,
+        "dspark_target_layer_ids": [40, 41, 42],
+    }
+    assert BundledConfig.from_dict(value, where="x") == config
+    with torch.device("meta"):
+        state = BundledDrafter(config).state_dict()
+    names = plain_names(config, default_layout(config))
+    found = {theirs: tuple(state[ours].shape) for theirs, ours in names.items()}
+    wanted = plain.shapes({**value, "dspark_markov_rank": 256})
+    small = {n: s for n, s in wanted.items() if ".experts." not in n and n.startswith("mtp.")}
+    assert found == small
+    assert found["mtp.0.main_proj.weight"] == (4096, 12288)
+    assert found["mtp.2.confidence_head.proj.weight"] == (1, 4096 + 256)
+    assert found["mtp.1.attn.wo_a.weight"] == (8 * 1024, 64 * 512 // 8)
+    assert tuple(state["layers.2.mlp.experts.gate_up_proj"].shape) == (256, 2 * 2048, 4096)
