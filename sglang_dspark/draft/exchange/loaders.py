@@ -50,6 +50,8 @@ def _anchored(config: AnyConfig) -> bool:
 
 def _deepspec(config: AnyConfig, convention: str, *, has_ends: bool) -> Loader:
     reasons = []
+    if isinstance(config, BundledConfig):
+        return _answer("DeepSpec", ["it has no DeepSeek-V4 drafter"], "")
     if convention != DEEPSPEC:
         reasons.append("wants DeepSpec's own keys (dspark draft convert --to deepspec)")
     if not _anchored(config):

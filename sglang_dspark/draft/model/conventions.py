@@ -117,6 +117,11 @@ def convention_of(value: Any, *, where: str) -> str:
         return DFLASH
     if name in _OTHERS:
         raise ValueError(f"{where}: {name} is {_OTHERS[name]}, which are not supported")
+    if isinstance(name, str) and name.endswith(("ForCausalLM", "ForConditionalGeneration")):
+        raise ValueError(
+            f"{where}: {name} is a target without a drafter in it (no dspark_* keys, no "
+            f"{SUBFOLDER}/); give the drafter's folder"
+        )
     known = (*FAMILIES, *_GENERIC_NAMES, *_DFLASH_NAMES)
     raise ValueError(
         f"{where}: architectures is {names!r}; its first must be one of {', '.join(known)}"

@@ -194,7 +194,8 @@ CASE_13 = [
         "transformer_layer_config is cut short",
     ),
     (flat(architectures=["DSparkMiniMaxDraftModel"]), "for MiniMax targets, which are not"),
-    (flat(architectures=["LlamaForCausalLM"]), "its first must be one of Qwen3DSparkModel"),
+    (flat(architectures=["LlamaForCausalLM"]), "is a target without a drafter in it"),
+    (flat(architectures=["Qwen3Model"]), "its first must be one of Qwen3DSparkModel"),
     (
         flat(architectures=["DSparkDraftModel"], model_type="llama"),
         "DSparkDraftModel of model_type 'llama' is unknown; known: qwen3, gemma4_text",
