@@ -24,5 +24,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``validation``: predictions beside published measurements, and their page
 - ``zoo``: every published record that can be replayed, under three protocols
 - ``twin``: the simulator beside a real server
+- ``shard_memory``: what a process holds of the optimiser, as there are more
+- ``v4_pair``: a DeepSeek-V4 pair from nothing: its gain, and exactness
 - ``gpu``: what needs a GPU; ``gpu.sh`` runs it
 """

@@ -122,6 +122,14 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "draft cache", f"{_DRAFT}.data.cache", "keep the target's hidden states",
             f"{_DRAFT}.cache",
         ),
+        _command(
+            "draft inspect", f"{_DRAFT}.exchange.inspect", "say what a checkpoint is",
+            f"{_DRAFT}.inspect",
+        ),
+        _command(
+            "draft convert", f"{_DRAFT}.exchange.convert", "write one in another convention",
+            f"{_DRAFT}.convert",
+        ),
         _command("draft train", f"{_DRAFT}.training.train", "train a drafter", f"{_DRAFT}.train"),
         _command(
             "draft evaluate", f"{_DRAFT}.evaluation.evaluate", "measure what is accepted",

@@ -172,6 +172,12 @@ def write_json(path: str | Path, value: Any) -> None:
         file.write("\n")
 
 
+def write_sorted_json(path: str | Path, value: Any) -> None:
+    """Write a plain value as transformers writes its config.json: keys sorted, two spaces."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
 def make_folder(path: str | Path) -> Path:
     """The folder, made with its parents when missing."""
     try:

@@ -1,7 +1,7 @@
 """The acceptance log: recorded verify rounds in a Parquet file, one row per round.
 
     request int, step int, domain string, logits list of K floats, accepted int
-    temperature float, position int, output_tokens int      where they are known
+    temperature float, position int, output_tokens int, context_tokens int   where they are known
 
 What each column means is in ``rounds.Rounds``. ``draft.evaluate`` and ``simulator.fit`` write the
 log, ``draft.calibrate`` and the simulator's ``--acceptance`` read it. Owns the names, the types and
@@ -69,6 +69,10 @@ def read_rounds(path: str | Path) -> Rounds:
     if "output_tokens" in table.column_names:
         output_tokens = _integers(path, table, "output_tokens")
         refuse_row(path, "output_tokens", output_tokens < 1, output_tokens, "it must be >= 1")
+    context_tokens = None
+    if "context_tokens" in table.column_names:
+        context_tokens = _integers(path, table, "context_tokens")
+        refuse_row(path, "context_tokens", context_tokens < 1, context_tokens, "it must be >= 1")
     return Rounds(
         request=_integers(path, table, "request"),
         step=step,
@@ -78,6 +82,7 @@ def read_rounds(path: str | Path) -> Rounds:
         temperature=_temperature(path, table),
         position=position,
         output_tokens=output_tokens,
+        context_tokens=context_tokens,
     )
 
 

@@ -38,6 +38,8 @@ class Rounds:
     committed what was accepted."""
     output_tokens: Ints | None = None
     """[N] how long the request's answer was, the same in all its rounds; None as above."""
+    context_tokens: Ints | None = None
+    """[N] tokens before each round's drafts, the prompt's counted; None: unknown."""
 
     def __post_init__(self) -> None:
         rows = len(self.request)

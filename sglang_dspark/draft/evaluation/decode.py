@@ -72,6 +72,8 @@ class RoundLog:
     """[N] draft tokens verified."""
     accepted: Ints
     """[N] of those, the leading ones accepted; counts tokens after a stop token too."""
+    context: Ints
+    """[N] tokens before the drafts, the prompt's and the anchor counted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -317,7 +319,10 @@ class _Batch:
         tokens_RT = torch.where(columns == accepted_R[:, None], next_R[:, None], tokens_RT)
 
         rows, accepted, live = self.rows, accepted_R.cpu(), self.rows.numpy()
-        self.log.append((live, self.steps[live], draft.logits_RK, plan.lengths, accepted.numpy()))
+        context = self.index[rows].numpy() + 1
+        self.log.append(
+            (live, self.steps[live], draft.logits_RK, plan.lengths, accepted.numpy(), context)
+        )
         self.steps[live] += 1
         self.drafts_next[live] = plan.draft_next
         self.notes[live] = plan.note if plan.note.size else np.nan
@@ -329,9 +334,9 @@ class _Batch:
     def result(self) -> Decoded:
         """Outputs by prompt, rounds in order."""
         empty: tuple[Any, ...] = (*[np.zeros(0, np.int64)] * 2, np.zeros((0, self.gamma)))
-        parts = self.log or [(*empty, empty[0], empty[0])]
+        parts = self.log or [(*empty, *[empty[0]] * 3)]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        names = ("request", "step", "logits", "lengths", "accepted")
+        names = ("request", "step", "logits", "lengths", "accepted", "context")
         return Decoded(
             tokens=[
                 row[:count].tolist()

@@ -3,8 +3,10 @@
     dspark draft evaluate --target TARGET --drafter DRAFTER prompts.jsonl -o out
 
 Owns the command and its files: ``rounds.parquet`` (the log that ``draft.calibrate`` fits and the
-simulator replays), ``metrics.json``, and figures after the paper's 2, 5 and 6. Killed, the same
-command goes on where it was. Decoding is in ``recording``, definitions are in ``reliability``.
+simulator replays), ``metrics.json``, ``speculation_profile.json`` for other tools, and figures
+after the paper's 2, 5 and 6. What looks like a defect is a warning; a failed or empty
+``--lossless`` check is status 1. Killed, the same command goes on where it was. Decoding is in
+``recording``, definitions are in ``reliability`` and ``silent``.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ import torch
 from tqdm import tqdm
 
 from sglang_dspark.cli import Parser
-from sglang_dspark.draft.data.answers import load_tokenizer
+from sglang_dspark.draft.data.answers import load_tokenizer, prompt_tokens
 from sglang_dspark.draft.data.fingerprint import file_sha256, model_fingerprint
 from sglang_dspark.draft.data.prompts import Prompt, read_prompts
 from sglang_dspark.draft.data.samples import refuse_other_settings
 from sglang_dspark.draft.evaluation.decode import PARTS
+from sglang_dspark.draft.evaluation.lossless import PASSED, check_lossless
 from sglang_dspark.draft.evaluation.recording import Recording, Settings, record
 from sglang_dspark.draft.evaluation.reliability import (
     Acceptance,
@@ -44,6 +47,18 @@ from sglang_dspark.draft.evaluation.report_figures import (
     threshold_figure,
 )
 from sglang_dspark.draft.evaluation.sampling import Sampling
+from sglang_dspark.draft.evaluation.silent import (
+    ByContext,
+    by_context,
+    random_prompts,
+    warnings_of,
+)
+from sglang_dspark.draft.evaluation.speculation_profile import FILE as PROFILE
+from sglang_dspark.draft.evaluation.speculation_profile import (
+    compared,
+    profile_of,
+    read_profile,
+)
 from sglang_dspark.draft.model.checkpoint import load_drafter
 from sglang_dspark.draft.model.target import Target
 from sglang_dspark.files import make_folder, write_json
@@ -96,6 +111,8 @@ def metrics(recording: Recording, *, about: dict[str, Any]) -> dict[str, Any]:
             for domain, part in parts.items()
         },
         "threshold_sweep": {d: threshold_sweep(part, THRESHOLDS) for d, part in parts.items()},
+        "by_context": by_context(recording.rounds),
+        "warnings": {domain: warnings_of(part) for domain, part in parts.items()},
         "seconds": {**recording.seconds, "total": total_s},
         "batch_round_ms": per_round,
     }
@@ -131,6 +148,26 @@ def domain_report(domain: str, found: Acceptance, trust: Reliability) -> str:
     )
 
 
+def _context_table(context: ByContext) -> str:
+    """Accepted length as the context grows."""
+    lines = ["accepted length by context"]
+    lines += [
+        f"  {bucket.low:>6} to {bucket.high - 1:<6} {_estimates(bucket.length)}  "
+        f"({bucket.rounds} rounds)"
+        for bucket in context.buckets
+    ]
+    return "\n".join(lines)
+
+
+def prompt_warnings(tokenizer: Any, prompts: Sequence[Prompt], vocabulary: int) -> dict[str, str]:
+    """Domains whose prompts look random, with the sentence for each."""
+    rows: dict[str, list[list[int]]] = {}
+    for prompt in prompts:
+        rows.setdefault(prompt.domain, []).append(prompt_tokens(tokenizer, prompt, []))
+    says = {domain: random_prompts(tokens, vocabulary) for domain, tokens in rows.items()}
+    return {domain: sentence for domain, sentence in says.items() if sentence}
+
+
 def report(recording: Recording) -> str:
     """Every domain's table, and where the time went."""
     tables = [
@@ -139,6 +176,9 @@ def report(recording: Recording) -> str:
         )
         for domain, part in by_domain(recording.rounds).items()
     ]
+    context = by_context(recording.rounds)
+    if context is not None:
+        tables.append(_context_table(context))
     spent = ", ".join(f"{part} {recording.seconds[part]:.2f}" for part in PARTS)
     return "\n".join([*tables, f"seconds: {spent}; {recording.tokens} tokens"])
 
@@ -223,10 +263,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-p", type=float, default=0.0, help="of sampling; 0: off")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: the files' own")
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument(
+        "--lossless",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also compare N greedy answers with the target's own; 0: none",
+    )
+    parser.add_argument("--profile", help="a published speculation_profile.json to compare with")
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     given = _parser().parse_args(arguments)
     for flag in ("per_domain", "new_tokens", "batch"):
@@ -239,8 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings(
         sampling=sampling, new_tokens=given.new_tokens, batch=given.batch, seed=given.seed
     )
-    if given.skip < 0:
-        raise ValueError(f"--skip {given.skip}: give 0 or more")
+    for flag in ("skip", "lossless"):
+        if getattr(given, flag) < 0:
+            raise ValueError(f"--{flag} {getattr(given, flag)}: give 0 or more")
+    published = read_profile(given.profile) if given.profile else None
     prompts = choose_prompts(given.prompts, given.per_domain, skip=given.skip)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, given.dtype) if given.dtype else None
@@ -270,16 +320,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=bar.update,
         )
     write_rounds(folder / "rounds.parquet", recording.rounds)
-    about = {
+    about: dict[str, Any] = {
         "target": str(given.target),
         "drafter": str(given.drafter),
         "sampling": sampling.label,
-        "confidence_source": "head" if drafter.config.enable_confidence_head else "top probability",
+        "confidence_source": "head" if drafter.config.confident else "top probability",
         "device": str(target.device),
     }
-    write_json(folder / "metrics.json", metrics(recording, about=about))
+    lossless = None
+    if given.lossless:
+        some = [prompt_tokens(tokenizer, prompt, []) for prompt in prompts[: given.lossless]]
+        lossless = check_lossless(target, drafter, some, new_tokens=given.new_tokens)
+        about["lossless"] = dataclasses.asdict(lossless)
+    random = prompt_warnings(tokenizer, prompts, target.vocab_size)
+    found = metrics(recording, about={**about, "random_prompts": random})
+    write_json(folder / "metrics.json", found)
+    block_size = drafter.config.block_size
+    names = {"drafter": drafter_name(given.drafter), "target": Path(given.target).name}
+    profile = profile_of(recording.rounds, **names, block_size=block_size)
+    write_json(folder / PROFILE, profile)
     pictures = write_figures(folder, recording, name=drafter_name(given.drafter))
     print(f"{sampling.label}, gamma {drafter.config.gamma}")
     print(report(recording))
-    for path in (folder / "metrics.json", folder / "rounds.parquet", *pictures):
+    if published is not None:
+        print(compared(recording.rounds, published))
+    if lossless is not None:
+        print(lossless.sentence)
+    says = {domain: [sentence] for domain, sentence in random.items()}
+    for domain, sentences in found["warnings"].items():
+        says.setdefault(domain, []).extend(sentences)
+    for domain, sentences in says.items():
+        for sentence in sentences:
+            print(f"warning: {domain}: {sentence}", file=sys.stderr)
+    written = ("metrics.json", "rounds.parquet", PROFILE)
+    for path in (*(folder / name for name in written), *pictures):
         print(f"wrote {path}", file=sys.stderr)
+    return 1 if lossless is not None and lossless.outcome != PASSED else 0

@@ -97,6 +97,7 @@ def record_batch(
                 logits=log.logits.astype(np.float32).astype(np.float64),
                 accepted=log.accepted,
                 temperature=np.full(len(log.step), settings.sampling.temperature),
+                context_tokens=log.context,
             )
         )
     return Recording(

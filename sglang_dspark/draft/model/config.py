@@ -31,6 +31,8 @@ class Family:
     """``architectures[0]`` of the drafter's config.json."""
     text_model_types: tuple[str, ...]
     """``model_type`` values of the targets' text configs."""
+    layer_types: tuple[str, ...]
+    """``model_type`` values whose layers the drafter's are like; others' drafters say the first."""
     head_dim_key: str
     """Key of the attention head size."""
     activation_key: str
@@ -51,7 +53,8 @@ class Family:
 
 QWEN3 = Family(
     architecture="Qwen3DSparkModel",
-    text_model_types=("qwen3",),
+    text_model_types=("qwen3", "qwen3_moe", "llama", "gpt_oss"),
+    layer_types=("qwen3",),
     head_dim_key="head_dim",
     activation_key="hidden_act",
     sandwich=False,
@@ -63,6 +66,7 @@ QWEN3 = Family(
 GEMMA4 = Family(
     architecture="Gemma4DSparkModel",
     text_model_types=("gemma4_text", "gemma4_unified_text"),
+    layer_types=("gemma4_text", "gemma4_unified_text"),
     head_dim_key="global_head_dim",
     activation_key="hidden_activation",
     sandwich=True,
@@ -106,9 +110,9 @@ class DrafterConfig:
     num_target_layers: int
     """Depth of the target."""
     block_size: int
-    """gamma: tokens proposed in a round, also slots in a block."""
+    """Slots in a block: gamma, or one more where the anchor's slot proposes nothing."""
     mask_token_id: int
-    """Token of the slots 1..gamma-1; below the vocabulary's size."""
+    """Token of all slots but the first; below the vocabulary's size."""
     target_layer_ids: tuple[int, ...]
     """Captured layers: raw output of decoder layer L, -1 the embeddings, never the last layer."""
     num_anchors: int = 512
@@ -120,6 +124,9 @@ class DrafterConfig:
     enable_confidence_head: bool = True
     confidence_head_with_markov: bool = True
     """The confidence head sees the previous token's Markov embedding too."""
+    sample_from_anchor: bool = True
+    """Slot 0, the anchor's, predicts the token after it; false (DFlash's and many of speculators'
+    drafters): slot k predicts its own token and slot 0 none. Not written when true."""
     target_text_config: Mapping[str, Any] = field(default_factory=dict)
     """Every other key of config.json, verbatim."""
 
@@ -146,6 +153,8 @@ class DrafterConfig:
                 f"mask_token_id {self.mask_token_id} is outside the vocabulary of "
                 f"{self.vocab_size}; choose an unused token below it"
             )
+        if not self.sample_from_anchor and self.block_size < 2:
+            raise ValueError("block_size 1 without sample_from_anchor proposes nothing; use 2")
         self._check_layers()
         self._check_heads()
         self._check_target_keys()
@@ -227,8 +236,8 @@ class DrafterConfig:
 
     @property
     def gamma(self) -> int:
-        """Tokens proposed in a round."""
-        return self.block_size
+        """Tokens proposed in a round: one a slot, or one fewer where the anchor's proposes none."""
+        return self.block_size if self.sample_from_anchor else self.block_size - 1
 
     @property
     def layers_captured(self) -> tuple[int, ...]:
@@ -239,6 +248,21 @@ class DrafterConfig:
     def head(self) -> str:
         """``none``, ``vanilla``, ``gated`` or ``rnn``."""
         return self.markov_head_type if self.markov_rank else "none"
+
+    @property
+    def confident(self) -> bool:
+        """Whether there is a confidence head."""
+        return self.enable_confidence_head
+
+    @property
+    def with_markov(self) -> bool:
+        """Whether the confidence reads the previous token's embedding."""
+        return self.enable_confidence_head and self.confidence_head_with_markov
+
+    @property
+    def target_types(self) -> tuple[str, ...]:
+        """``model_type`` of the targets it is for."""
+        return self.family.text_model_types
 
     @property
     def softcap(self) -> float | None:
@@ -333,6 +357,8 @@ class DrafterConfig:
             del value["markov_head_type"]
         if not self.enable_confidence_head:
             del value["confidence_head_with_markov"]
+        if self.sample_from_anchor:
+            del value["sample_from_anchor"]
         return value
 
     def to_json(self) -> str:
@@ -365,6 +391,7 @@ _REQUIRED = {f.name for f in fields(DrafterConfig)} - {
     "target_text_config",
     "markov_head_type",
     "confidence_head_with_markov",
+    "sample_from_anchor",
 }
 
 

@@ -240,6 +240,10 @@ class Eagle(nn.Module):
         """The target's lm_head and softcap on [..., D]."""
         return capped(self.lm_head(hidden.to(self.lm_head.weight.dtype)), self.config.softcap)
 
+    def head_states(self, hidden: Tensor) -> Tensor:
+        """What the lm_head reads: the states from ``hidden``, already normed."""
+        return hidden
+
     def latent(self, *, hidden_NKD: Tensor, previous_NK: Tensor) -> tuple[None, None, None]:
         """No Markov bias and no confidence."""
         return None, None, None

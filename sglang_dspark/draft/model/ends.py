@@ -6,27 +6,29 @@ backbone. Shapes: V vocabulary, D hidden.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from sglang_dspark.draft.model.config import DrafterConfig
 
 
-def frozen_embedding(config: DrafterConfig, weight: Tensor | None) -> nn.Embedding:
+def frozen_embedding(config: Any, weight: Tensor | None) -> nn.Embedding:
     """An untrained Embedding around the target's weight [V, D] (shared), or around a new one."""
     shape = config.vocab_size, config.hidden_size
     embedding = nn.Embedding(*shape, _weight=_fresh_or_checked(config, weight))
     return embedding.requires_grad_(False)
 
 
-def frozen_lm_head(config: DrafterConfig, weight: Tensor | None) -> nn.Linear:
+def frozen_lm_head(config: Any, weight: Tensor | None) -> nn.Linear:
     """An untrained, bias-free Linear D -> V around the target's weight, or around a new one."""
     head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
     head.weight = nn.Parameter(_fresh_or_checked(config, weight), requires_grad=False)
     return head
 
 
-def _fresh_or_checked(config: DrafterConfig, weight: Tensor | None) -> Tensor:
+def _fresh_or_checked(config: Any, weight: Tensor | None) -> Tensor:
     wanted = (config.vocab_size, config.hidden_size)
     if weight is None:
         return torch.randn(wanted) * config.initializer_range

@@ -6,6 +6,8 @@ sampling; the heads after the backbone are in ``heads``, masks and groups in ``l
 
 Anchor first: slot k (0-based) of the block anchored at token index s predicts token s+k+1, and
 sees context indices < s, never the anchor's own target state, and its block's slots both ways.
+Without ``sample_from_anchor`` a block has one slot more, of which slot k predicts token s+k and
+slot 0 nothing: the states of the others are all that is handed on, so that nobody else knows.
 
 Shapes: B sequences, S context tokens, A anchors, R requests, K = gamma slots, V vocabulary,
 D hidden, C = m*D captured, m captured layers, r Markov rank, N blocks, T tokens laid end to end.
@@ -18,16 +20,16 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sglang_dspark.draft.model.config import DrafterConfig
 from sglang_dspark.draft.model.ends import (
-    capped,
     embedded,
     frozen_embedding,
     frozen_lm_head,
     initialise,
 )
-from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
+from sglang_dspark.draft.model.heads import ConfidenceHead, Headed, MarkovHead
 from sglang_dspark.draft.model.layers import (
     MLP,
     Attention,
@@ -72,6 +74,17 @@ class DraftCache:
         for store, new in ((self.keys_RNLE[layer], key), (self.values_RNLE[layer], value)):
             store[rows, :, places] = new.to(store.dtype)
 
+    def rows_with_context(self, rows: Sequence[int] | None, anchor_index_R: Tensor) -> Tensor:
+        """Cache rows [R] (None: all). ``ValueError`` unless each holds context to its anchor."""
+        rows_R = torch.arange(len(self.lengths)) if rows is None else torch.tensor(rows)
+        anchors = anchor_index_R.cpu()
+        if bool((anchors > self.lengths[rows_R]).any()):
+            raise ValueError(
+                f"anchors at {anchors.tolist()} need that much context, but the rows hold "
+                f"{self.lengths[rows_R].tolist()} tokens; append it first"
+            )
+        return rows_R
+
     def reserve(self, *, rows_R: Tensor, end_R: Tensor) -> None:
         """``ValueError`` unless every row has room up to its end."""
         if end_R.numel() and int(end_R.max()) > self.capacity:
@@ -115,7 +128,7 @@ class DraftLayer(nn.Module):
         return (hidden + self.post_feedforward_layernorm(fed)) * cast(Tensor, self.layer_scalar)
 
 
-class Drafter(nn.Module):
+class Drafter(Headed):
     """DSpark's draft model; with ``markov_rank`` 0 and no confidence head it is DFlash."""
 
     def __init__(
@@ -138,6 +151,8 @@ class Drafter(nn.Module):
         self.markov_head = MarkovHead(config) if config.markov_rank else None
         self.confidence_head = ConfidenceHead(config) if config.enable_confidence_head else None
         self.rope = Rope(config)
+        self.checkpointing = False
+        """Recompute each layer in the backward pass instead of keeping its activations."""
         initialise(self, std=config.initializer_range)
 
     # Context.
@@ -151,13 +166,17 @@ class Drafter(nn.Module):
         return embedded(self.config, self.embed_tokens, tokens).to(self.fc.weight.dtype)
 
     def _slots(self, anchor_tokens: Tensor, anchor_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Slot embeddings [..., K, D] and positions [..., K] of blocks anchored at [...]."""
-        gamma = self.config.gamma
-        masks = anchor_tokens.new_full((*anchor_tokens.shape, gamma - 1), self.config.mask_token_id)
+        """Slot embeddings [..., T, D] and positions [..., T] of blocks anchored at [...]."""
+        slots = self.config.block_size
+        masks = anchor_tokens.new_full((*anchor_tokens.shape, slots - 1), self.config.mask_token_id)
         tokens = torch.cat([anchor_tokens[..., None], masks], dim=-1)
         return self.embed(tokens), anchor_index[..., None] + torch.arange(
-            gamma, device=anchor_index.device
+            slots, device=anchor_index.device
         )
+
+    def _proposing(self, hidden: Tensor) -> Tensor:
+        """Final-normed states [..., K, D] of the slots that propose: the last K of [..., T, D]."""
+        return cast(Tensor, self.norm(hidden[..., -self.config.gamma :, :]))
 
     # Training and evaluation: many blocks of known sequences.
 
@@ -181,11 +200,11 @@ class Drafter(nn.Module):
         context_rope, block_rope = self.rope(places_S, dtype), self.rope(positions_BAK, dtype)
         limits = anchor_groups(
             anchor_index_BA=anchor_index_BA,
-            slots=self.config.gamma,
+            slots=self.config.block_size,
             query_groups=self.config.num_attention_heads // self.config.num_key_value_heads,
         )
-        for module in self.layers:
-            layer = cast(DraftLayer, module)
+
+        def through(layer: DraftLayer, hidden_BAKD: Tensor) -> Tensor:
             attention, normed = layer.self_attn, layer.input_layernorm(hidden_BAKD)
             context_key, context_value = attention.keys_values(context_BSD, context_rope)
             block_key, block_value = attention.keys_values(normed, block_rope)
@@ -199,13 +218,20 @@ class Drafter(nn.Module):
                 limits=limits,
                 scale=attention.scale,
             )
-            hidden_BAKD = layer.finish(hidden_BAKD, attended)
-        return cast(Tensor, self.norm(hidden_BAKD))
+            return layer.finish(hidden_BAKD, attended)
+
+        for module in self.layers:
+            layer = cast(DraftLayer, module)
+            if self.checkpointing and torch.is_grad_enabled():
+                hidden_BAKD = checkpoint(through, layer, hidden_BAKD, use_reentrant=False)
+            else:
+                hidden_BAKD = through(layer, hidden_BAKD)
+        return self._proposing(hidden_BAKD)
 
     # Decoding: one block a request, over cached context.
 
     def new_cache(self, *, requests: int, capacity: int) -> DraftCache:
-        """An empty cache of ``requests`` rows; ``capacity`` counts a round's gamma slots too."""
+        """An empty cache of ``requests`` rows; ``capacity`` counts a round's slots too."""
         weight, config = self.fc.weight, self.config
         shape = (requests, config.num_key_value_heads, capacity, config.head_dim)
         count = len(self.layers)
@@ -249,20 +275,15 @@ class Drafter(nn.Module):
 
         ``anchor_index_R`` may not exceed a row's length: context up to the anchor must be there.
         """
-        rows_R = torch.arange(len(cache.lengths)) if rows is None else torch.tensor(rows)
-        anchors = anchor_index_R.cpu()
-        if bool((anchors > cache.lengths[rows_R]).any()):
-            raise ValueError(
-                f"anchors at {anchors.tolist()} need that much context, but the rows hold "
-                f"{cache.lengths[rows_R].tolist()} tokens; append it first"
-            )
-        cache.reserve(rows_R=rows_R, end_R=anchors + self.config.gamma)
-        longest = int(anchors.max()) + self.config.gamma
+        rows_R, anchors = cache.rows_with_context(rows, anchor_index_R), anchor_index_R.cpu()
+        slots = self.config.block_size
+        cache.reserve(rows_R=rows_R, end_R=anchors + slots)
+        longest = int(anchors.max()) + slots
         hidden_RKD, places_RK = self._slots(anchor_tokens_R, anchor_index_R)
         rope = self.rope(places_RK, hidden_RKD.dtype)
         picked = rows_R.to(hidden_RKD.device)
         seen = torch.arange(longest, device=picked.device) < places_RK[:, -1:, None] + 1
-        mask_RKL = seen.expand(-1, self.config.gamma, -1)
+        mask_RKL = seen.expand(-1, slots, -1)
         for i, module in enumerate(self.layers):
             layer = cast(DraftLayer, module)
             attention, normed = layer.self_attn, layer.input_layernorm(hidden_RKD)
@@ -279,7 +300,7 @@ class Drafter(nn.Module):
                 attention.scale,
             )
             hidden_RKD = layer.finish(hidden_RKD, attended)
-        return cast(Tensor, self.norm(hidden_RKD))
+        return self._proposing(hidden_RKD)
 
     def begin(
         self,
@@ -294,52 +315,6 @@ class Drafter(nn.Module):
             cache, anchor_tokens_R=anchor_tokens_R, anchor_index_R=anchor_index_R, rows=rows
         )
         return hidden_RKD, None
-
-    # Heads.
-
-    def base_logits(self, hidden: Tensor) -> Tensor:
-        """The target's lm_head and softcap on [..., D]; no Markov bias."""
-        return capped(self.lm_head(hidden.to(self.lm_head.weight.dtype)), self.config.softcap)
-
-    def latent(
-        self, *, hidden_NKD: Tensor, previous_NK: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(u_NKr, W2 [V, r], confidence_NK): logits are base + u W2^T; None where no head."""
-        latent_NKr = embedding_NKr = weight_Vr = None
-        if self.markov_head is not None:
-            latent_NKr, embedding_NKr = self.markov_head.latent(
-                hidden_NKD=hidden_NKD, previous_NK=previous_NK
-            )
-            weight_Vr = self.markov_head.markov_w2.weight
-        confidence_NK = None
-        if self.confidence_head is not None:
-            confidence_NK = self.confidence_head(hidden=hidden_NKD, embedding=embedding_NKr)
-        return latent_NKr, weight_Vr, confidence_NK
-
-    def logits(self, *, hidden_NKD: Tensor, previous_NK: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Teacher-forced (logits_NKV, confidence_NK); slot 0's previous token is the anchor."""
-        latent_NKr, weight_Vr, confidence_NK = self.latent(
-            hidden_NKD=hidden_NKD, previous_NK=previous_NK
-        )
-        logits_NKV = self.base_logits(hidden_NKD)
-        if latent_NKr is not None and weight_Vr is not None:
-            logits_NKV = logits_NKV + nn.functional.linear(latent_NKr, weight_Vr)
-        return logits_NKV, confidence_NK
-
-    def step(
-        self, *, hidden_RD: Tensor, previous_R: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """One slot while decoding: (logits_RV, confidence_R, next state); first state None."""
-        logits_RV, embedding_Rr = self.base_logits(hidden_RD), None
-        if self.markov_head is not None:
-            latent_Rr, embedding_Rr, state = self.markov_head.step(
-                hidden_RD=hidden_RD, previous_R=previous_R, state_Rr=state
-            )
-            logits_RV = logits_RV + self.markov_head.markov_w2(latent_Rr)
-        confidence_R = None
-        if self.confidence_head is not None:
-            confidence_R = self.confidence_head(hidden=hidden_RD, embedding=embedding_Rr)
-        return logits_RV, confidence_R, state
 
 
 def cache_places(

@@ -12,9 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from sglang_dspark.draft.model.config import FAMILIES, DrafterConfig, Family
+from sglang_dspark.draft.model.deepseek_v4.config import (
+    ARCHITECTURE,
+    KEYS,
+    MODEL_TYPE,
+    BundledConfig,
+)
+
+AnyConfig = DrafterConfig | BundledConfig
 
 QWEN3_MASK_TOKEN = 151669
 GEMMA4_MASK_TOKEN = 4
+DEEPSEEK_V4_MASK_TOKEN = 128799
 
 
 def dspark(
@@ -22,21 +31,39 @@ def dspark(
     *,
     mask_token_id: int,
     target_layer_ids: Sequence[int] | None = None,
-    gamma: int = 7,
-    depth: int = 5,
+    gamma: int | None = None,
+    depth: int | None = None,
     num_anchors: int = 512,
     markov_rank: int = 256,
     markov_head_type: str = "vanilla",
     confidence: bool = True,
     confidence_with_markov: bool = True,
-) -> DrafterConfig:
+) -> AnyConfig:
     """A drafter for the target of this text config (a dict, as in its config.json).
 
-    Width, heads, RoPE, norms and vocabulary are the target's. ``target_layer_ids`` None spreads
-    min(5, layers - 1) captured layers as the releases do: from layer 1 to the third from last.
+    Width, heads, RoPE, norms and vocabulary are the target's. None: gamma 7, 5 layers, and
+    min(5, layers - 1) captured layers spread as the releases do: from layer 1 to the third from
+    last. For DeepSeek-V4 it is its own kind of drafter (``dspark5``): gamma 5, and as many stages
+    as layers are captured, the last three.
     """
     text = dict(target_text_config.get("text_config") or target_text_config)
+    if text.get("model_type") == MODEL_TYPE:
+        return _bundled(
+            text,
+            mask_token_id=mask_token_id,
+            target_layer_ids=target_layer_ids,
+            gamma=gamma or 5,
+            depth=depth,
+            num_anchors=num_anchors,
+            markov_rank=markov_rank,
+            markov_head_type=markov_head_type,
+            confidence=confidence,
+            confidence_with_markov=confidence_with_markov,
+        )
+    gamma, depth = gamma or 7, depth or 5
     family = _family_of(text)
+    if text["model_type"] not in family.layer_types:
+        text = _layers_of(family, text)
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads")
     for key in needed:
         if not isinstance(text.get(key), int):
@@ -65,12 +92,57 @@ def dspark(
     return DrafterConfig.from_dict(value, where="drafter recipe")
 
 
-def dspark5(target_text_config: Mapping[str, Any], *, mask_token_id: int) -> DrafterConfig:
-    """gamma 5 and three layers, the shape that DeepSeek-V4 ships with, for any dense target."""
-    return dspark(target_text_config, mask_token_id=mask_token_id, gamma=5, depth=3)
+def dspark5(target_text_config: Mapping[str, Any], **choices: Any) -> AnyConfig:
+    """gamma 5 and three layers: what DeepSeek-V4 ships with, and the same shape for any other."""
+    return dspark(target_text_config, **{"gamma": 5, "depth": 3, **choices})
 
 
-def dflash(target_text_config: Mapping[str, Any], **choices: Any) -> DrafterConfig:
+def _bundled(
+    target_config: Mapping[str, Any],
+    *,
+    mask_token_id: int,
+    target_layer_ids: Sequence[int] | None,
+    gamma: int,
+    depth: int | None,
+    num_anchors: int,
+    markov_rank: int,
+    markov_head_type: str,
+    confidence: bool,
+    confidence_with_markov: bool,
+) -> BundledConfig:
+    """DeepSeek-V4's own kind; keys of a drafter that the target has already are left behind."""
+    theirs = {key: entry for key, entry in target_config.items() if key not in KEYS.values()}
+    layers = theirs.get("num_hidden_layers")
+    if not isinstance(layers, int):
+        raise ValueError(
+            "the target's config has no num_hidden_layers; give its config.json's object"
+        )
+    ids = list(target_layer_ids or range(max(0, layers - (depth or 3)), layers))
+    if depth is not None and depth != len(ids):
+        raise ValueError(
+            f"depth {depth} with target_layer_ids {ids}: DeepSeek-V4's drafter has a stage for "
+            "each captured layer; give one of the two"
+        )
+    value = {
+        **theirs,
+        "architectures": [ARCHITECTURE],
+        "dspark_block_size": gamma,
+        "dspark_noise_token_id": mask_token_id,
+        "dspark_target_layer_ids": ids,
+        "dspark_markov_rank": markov_rank,
+        "dspark_markov_head_type": None if markov_head_type == "vanilla" else markov_head_type,
+        "enable_confidence_head": None if confidence else False,
+    }
+    if confidence and markov_rank and not confidence_with_markov:
+        value["confidence_head_with_markov"] = False
+    config = BundledConfig.from_dict(
+        {key: entry for key, entry in value.items() if entry is not None or key in theirs},
+        where="drafter recipe",
+    )
+    return replace(config.plain(), num_anchors=num_anchors)
+
+
+def dflash(target_text_config: Mapping[str, Any], **choices: Any) -> AnyConfig:
     """The same backbone without heads; train it with ``losses.DFLASH``."""
     return dspark(target_text_config, markov_rank=0, confidence=False, **choices)
 
@@ -80,6 +152,8 @@ def eagle3(
 ) -> DrafterConfig:
     """The autoregressive baseline: one layer, states of a low, a middle and a high layer."""
     base = dspark(target_text_config, mask_token_id=mask_token_id, gamma=gamma, depth=1)
+    if isinstance(base, BundledConfig):
+        raise ValueError("the autoregressive baseline has no kind for DeepSeek-V4; use dspark")
     autoregressive = base.architecture.replace("DSpark", "Eagle3")
     return replace(
         base,
@@ -111,6 +185,42 @@ def _family_of(text: Mapping[str, Any]) -> Family:
         t for f in FAMILIES.values() if not f.autoregressive for t in f.text_model_types
     )
     raise ValueError(f"target model_type {kind!r} has no drafter family; known: {known}")
+
+
+_SHARED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_theta",
+    "rope_scaling",
+    "max_position_embeddings",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
+def _layers_of(family: Family, text: Mapping[str, Any]) -> dict[str, Any]:
+    """The drafter's own layers at another target's shape: what both have, and nothing else.
+
+    A Qwen3-MoE, Llama or GPT-OSS target has a drafter of dense Qwen3 layers, as others train them:
+    loaders would take the target's experts, biases and sinks for the drafter's.
+    """
+    shared = {key: text[key] for key in _SHARED_KEYS if text.get(key) is not None}
+    return {
+        **shared,
+        "model_type": family.layer_types[0],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+    }
 
 
 def _full_attention_shape(text: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -152,7 +262,12 @@ def _qwen3(*, hidden: int, inner: int, layers: int, heads: int, ids: list[int]) 
         "initializer_range": 0.02,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000},
     }
-    return dspark(target, mask_token_id=QWEN3_MASK_TOKEN, target_layer_ids=ids)
+    return _dense(dspark(target, mask_token_id=QWEN3_MASK_TOKEN, target_layer_ids=ids))
+
+
+def _dense(config: AnyConfig) -> DrafterConfig:
+    assert isinstance(config, DrafterConfig)
+    return config
 
 
 def qwen3_4b() -> DrafterConfig:
@@ -172,14 +287,92 @@ def qwen3_14b() -> DrafterConfig:
 
 def gemma4_12b(target_text_config: Mapping[str, Any]) -> DrafterConfig:
     """For Gemma4-12B, whose text config the caller brings: gamma 7, 5 layers, rank 256."""
-    return dspark(
-        target_text_config,
-        mask_token_id=GEMMA4_MASK_TOKEN,
-        target_layer_ids=[5, 17, 29, 41, 46],
+    return _dense(
+        dspark(
+            target_text_config,
+            mask_token_id=GEMMA4_MASK_TOKEN,
+            target_layer_ids=[5, 17, 29, 41, 46],
+        )
     )
 
 
+def deepseek_v4_flash() -> BundledConfig:
+    """For DeepSeek-V4-Flash: gamma 5, three stages on the last three layers, rank 256."""
+    layers = 43
+    target = {
+        "model_type": MODEL_TYPE,
+        "vocab_size": 129280,
+        "hidden_size": 4096,
+        "moe_intermediate_size": 2048,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 1,
+        "head_dim": 512,
+        "qk_rope_head_dim": 64,
+        "q_lora_rank": 1024,
+        "o_lora_rank": 1024,
+        "o_groups": 8,
+        "sliding_window": 128,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 6,
+        "scoring_func": "sqrtsoftplus",
+        "routed_scaling_factor": 1.5,
+        "swiglu_limit": 10.0,
+        "hc_mult": 4,
+        "hc_sinkhorn_iters": 20,
+        "hc_eps": 1e-6,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 1048576,
+    }
+    config = dspark5(target, mask_token_id=DEEPSEEK_V4_MASK_TOKEN)
+    assert isinstance(config, BundledConfig)
+    return config
+
+
 # Laptop-size.
+
+
+def laptop_v4_target(
+    *, vocab_size: int = 1024, hidden: int = 128, max_tokens: int = 1024
+) -> dict[str, Any]:
+    """Config of a small DeepSeek-V4 (1.2 M parameters), for DeepseekV4Config(**it).
+
+    It has every kind of layer and of routing: a sliding one, compressed sparse ones, a heavily
+    compressed one; tables for the first two, top-k for the rest. Windows of 32 tokens. Its indexer
+    has 8 heads: scores of two are often exactly 0, and which of equal ones is taken depends on how
+    many entries there are.
+    """
+    sparse, heavy = "compressed_sparse_attention", "heavily_compressed_attention"
+    return {
+        "model_type": MODEL_TYPE,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "moe_intermediate_size": hidden // 2,
+        "num_hidden_layers": 5,
+        "num_attention_heads": hidden // 32,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "qk_rope_head_dim": 16,
+        "q_lora_rank": hidden // 2,
+        "o_lora_rank": hidden // 4,
+        "o_groups": 2,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", sparse, heavy, sparse, "sliding_attention"],
+        "compress_rates": {sparse: 4, heavy: 16},
+        "mlp_layer_types": ["hash_moe", "hash_moe", "moe", "moe", "moe"],
+        "index_n_heads": 8,
+        "index_head_dim": 16,
+        "index_topk": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "hc_mult": 2,
+        "hc_sinkhorn_iters": 4,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": max_tokens,
+        "tie_word_embeddings": False,
+    }
 
 
 def laptop_target(
@@ -214,7 +407,7 @@ def laptop(
     markov_head_type: str = "vanilla",
     num_anchors: int = 32,
     confidence: bool = True,
-) -> DrafterConfig:
+) -> AnyConfig:
     """A drafter that two cores train in a minute or two; capture -1, 0, .. of a shallow target."""
     return dspark(
         target_text_config,

@@ -1,9 +1,9 @@
 """The seam to target models: hidden states out, next-token logits out, a KV cache for decoding.
 
-Owns what is particular to transformers: where the decoder, its layers and the lm_head are, hooks
-that keep the captured layers only, and a cache with one length per request. Knows nothing of
-drafters. Supported: Qwen3 (dense) and Gemma4 text models, alone or inside their multimodal
-wrappers; others work when their decoder takes the same arguments, see ``SUPPORTED``.
+Owns what is particular to transformers: where the decoder, its layers and the lm_head are, and
+hooks that keep the captured layers only. In what kinds of targets differ is ``families``; the cache
+is ``target_cache``. Knows nothing of drafters. Text models work alone or inside their multimodal
+wrappers.
 
 Shapes: B or R requests, S or T tokens, D hidden, C = m*D captured, V vocabulary, N key/value
 heads, L cached tokens, E head size.
@@ -21,69 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from sglang_dspark.draft.model.ends import capped
-
-SUPPORTED = ("qwen3", "gemma4_text", "gemma4_unified_text")
-"""``model_type`` of the text configs that are tested; any other is refused."""
+from sglang_dspark.draft.model.families import family_of, text_model_type
+from sglang_dspark.draft.model.target_cache import TargetCache
+from sglang_dspark.files import read_json
 
 QUERY_CHUNK = 512
 """Tokens that one forward with a cache takes, so that its mask stays [R, 512, L]."""
-
-
-class TargetCache:
-    """Keys and values of every layer, one row a request; a token's slot is its position.
-
-    Rows have their own lengths. Slots beyond a row's length hold leftovers (rejected tokens,
-    padding) that no query sees, since a query at position p sees slots <= p and writes its own
-    first; so cropping after a rejection moves a length and no data.
-    """
-
-    def __init__(self, *, requests: int, capacity: int) -> None:
-        self.requests = requests
-        self.capacity = capacity
-        self.lengths = torch.zeros(requests, dtype=torch.int64)
-        self.limit: int = 0
-        """Slots that the forward at hand may see."""
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self._rows_R: Tensor | None = None
-        self._slots_RT = torch.empty(0, dtype=torch.int64)
-
-    def crop(self, *, rows: Sequence[int], lengths: Sequence[int]) -> None:
-        """Keep the first ``lengths[i]`` tokens of row ``rows[i]``; 0 frees it."""
-        for row, length in zip(rows, lengths, strict=True):
-            if not 0 <= length <= self.lengths[row]:
-                raise ValueError(
-                    f"cannot crop row {row} to {length} tokens; it holds {int(self.lengths[row])}"
-                )
-            self.lengths[row] = length
-
-    def writing(self, *, rows: Sequence[int] | None, slots_RT: Tensor) -> None:
-        """The next forward's keys go to these slots of these rows (all)."""
-        self._rows_R = None if rows is None else torch.tensor(rows)
-        self._slots_RT = slots_RT
-        stored = slots_RT[slots_RT < self.capacity]
-        self.limit = int(stored.max()) + 1 if stored.numel() else 1
-
-    def update(
-        self, keys_RNTE: Tensor, values_RNTE: Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
-        """What transformers' attention calls: store the new, return all up to the limit."""
-        device = keys_RNTE.device
-        if layer not in self._layers:
-            heads, size = keys_RNTE.shape[1], keys_RNTE.shape[3]
-            shape = (self.requests, heads, self.capacity + 1, size)
-            self._layers[layer] = (keys_RNTE.new_zeros(shape), values_RNTE.new_zeros(shape))
-        rows_R = torch.arange(self.requests) if self._rows_R is None else self._rows_R
-        picked_R, slots_RT = rows_R.to(device), self._slots_RT.to(device)
-        result = []
-        for store, new_RNTE in zip(self._layers[layer], (keys_RNTE, values_RNTE), strict=True):
-            store[picked_R[:, None], :, slots_RT] = new_RNTE.transpose(1, 2)
-            seen = store[:, :, : self.limit]
-            result.append(seen if self._rows_R is None else seen[picked_R])
-        return result[0], result[1]
-
-    def get_seq_length(self, *_: Any) -> int:
-        """Asked for by transformers when positions are not given; they always are."""
-        return int(self.lengths.max())
 
 
 class Target:
@@ -91,15 +34,11 @@ class Target:
 
     def __init__(self, model: Any, *, capture: Sequence[int] = ()) -> None:
         config = model.config.get_text_config()
-        if config.model_type not in SUPPORTED:
-            raise ValueError(
-                f"target model_type {config.model_type!r} is not supported; "
-                f"supported: {', '.join(SUPPORTED)}"
-            )
+        self.family = family_of(config.model_type)
         if config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(
                 f"the target uses {config._attn_implementation!r} attention; load it with "
-                "attn_implementation='sdpa'"
+                f"attn_implementation={self.family.attention!r}"
             )
         self.model = model.eval().requires_grad_(False)
         inner = model.model
@@ -129,9 +68,13 @@ class Target:
 
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path}: no config.json; give a folder with a transformers model")
+        family = family_of(text_model_type(read_json(Path(path) / "config.json")), where=str(path))
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=dtype or "auto", attn_implementation="sdpa", local_files_only=True
+                str(path),
+                dtype=dtype or "auto",
+                attn_implementation=family.attention,
+                local_files_only=True,
             )
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -145,11 +88,13 @@ class Target:
 
     def capture(self, layers: Sequence[int]) -> None:
         """Choose the layers whose raw outputs are captured, -1 the embeddings, in this order."""
+        last = self.layers - (1 if self.family.last_layer else 2)
         for layer in layers:
-            if not -1 <= layer < self.layers - 1:
+            if not -1 <= layer <= last:
+                reason = "" if self.family.last_layer else ", the last layer's state is normed"
                 raise ValueError(
                     f"cannot capture layer {layer} of a target with {self.layers} layers; use -1 "
-                    f"(embeddings) to {self.layers - 2}, the last layer's state is normed"
+                    f"(embeddings) to {last}{reason}"
                 )
         self.captured = tuple(layers)
 
@@ -192,7 +137,7 @@ class Target:
 
     def new_cache(self, *, requests: int, capacity: int) -> TargetCache:
         """An empty cache; ``capacity`` counts tokens that may be rejected too."""
-        return TargetCache(requests=requests, capacity=capacity)
+        return self.family.cache(config=self.config, requests=requests, capacity=capacity)
 
     @torch.no_grad()
     def extend(
@@ -209,6 +154,7 @@ class Target:
         outputs mean nothing. Positions continue the row's. Prompts and verification alike.
         """
         count, tokens = tokens_RT.shape
+        asked = tokens
         rows_R = torch.arange(cache.requests) if rows is None else torch.tensor(rows)
         grown_R = torch.full((count,), tokens) if lengths is None else torch.tensor(lengths)
         start_R = cache.lengths[rows_R]
@@ -222,6 +168,9 @@ class Target:
                 f"{int((start_R + grown_R).max())} tokens do not fit the cache's "
                 f"{cache.capacity}; make it larger"
             )
+        if tokens % QUERY_CHUNK < self.family.least_tokens and tokens % QUERY_CHUNK:
+            more = self.family.least_tokens - tokens % QUERY_CHUNK
+            tokens_RT, tokens = torch.nn.functional.pad(tokens_RT, (0, more)), tokens + more
         positions_RT = start_R[:, None] + torch.arange(tokens)
         # Padding is stored in the one slot that no query reads.
         slots_RT = positions_RT.where(torch.arange(tokens) < grown_R[:, None], cache.capacity)
@@ -233,7 +182,7 @@ class Target:
             hidden.append(out[0])
             captured.append(out[1])
         cache.lengths[rows_R] = start_R + grown_R
-        return torch.cat(hidden, 1), torch.cat(captured, 1)
+        return torch.cat(hidden, 1)[:, :asked], torch.cat(captured, 1)[:, :asked]
 
     def step(
         self,
@@ -254,11 +203,12 @@ class Target:
     ) -> tuple[Tensor, Tensor]:
         positions_RT = positions_RT.to(tokens_RT.device)
         slots_L = torch.arange(cache.limit, device=tokens_RT.device)
-        full_RTL = slots_L <= positions_RT[..., None]
-        masks = {"full_attention": self._as_mask(full_RTL)}
+        full_RTL = near_RTL = slots_L <= positions_RT[..., None]
         if window := getattr(self.config, "sliding_window", None):
             near_RTL = full_RTL & (slots_L > positions_RT[..., None] - window)
-            masks["sliding_attention"] = self._as_mask(near_RTL)
+        masks: Any = self._as_mask(near_RTL)
+        if self.family.masks_by_layer:
+            masks = {"full_attention": self._as_mask(full_RTL), "sliding_attention": masks}
         with self._hooks() as taken:
             hidden_RTD = self.decoder(
                 input_ids=tokens_RT,
@@ -287,7 +237,10 @@ class Target:
             )
 
             def keep(_: nn.Module, __: Any, output: Any, layer: int = layer) -> None:
-                taken[layer] = output[0] if isinstance(output, tuple) else output
+                state = output[0] if isinstance(output, tuple) else output
+                # Streams [B, S, n, D] stand for their mean; embeddings have none yet.
+                streams = self.family.streams and state.ndim == 4
+                taken[layer] = state.mean(dim=2) if streams else state
 
             handles.append(module.register_forward_hook(keep))
         try:

@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("dspark", "dflash", "eagle3")
+KINDS = ("dspark", "dspark5", "dflash", "eagle3")
 # Where things lie and how often they are written may change between two starts of a run; what the
 # target and the samples are is compared by their digests.
 _MAY_CHANGE = {"target", "data", "out", "save_every", "export_every", "tensorboard"}
+_MAY_CHANGE |= {"checkpoint_layers"}  # recomputing gives the same numbers
+_MAY_CHANGE |= {"start"}  # a digest of it is compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,10 @@ class TrainConfig:
     out: str
     """Folder for checkpoints, metrics and the resume file."""
     kind: str = "dspark"
-    """``dspark``; ``dflash``: no heads, cross-entropy; ``eagle3``: autoregressive baseline."""
+    """``dspark``; ``dspark5``: gamma 5 and 3 layers; ``dflash``: no heads, cross-entropy;
+    ``eagle3``: autoregressive baseline."""
+    start: str = ""
+    """Checkpoint to begin from, of any convention (DFlash's too); empty: fresh weights."""
     drafter: dict[str, Any] = field(default_factory=dict)
     """Choices of ``recipes.dspark``: gamma, depth, markov_rank, markov_head_type, ..."""
     epochs: float = 10.0
@@ -62,6 +67,8 @@ class TrainConfig:
     """Steps between writes of the resume file."""
     export_every: int = 0
     """Steps between exported checkpoints; 0: only the last."""
+    checkpoint_layers: bool = False
+    """Recompute each layer in the backward pass: a layer's activations instead of all layers'."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs the tensorboard package)."""
 

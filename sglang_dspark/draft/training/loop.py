@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Trainer:
             betas=config.betas,
             clip=config.clip,
         )
-        self._device = self._optimiser.masters.device
+        self._device = self._optimiser.device
         self._gamma: int = drafter.config.gamma
         self._slot_K = position_weights(gamma=self._gamma, decay=config.decay, device=self._device)
         self._run = {**config.lasting(), **identity}
@@ -192,11 +193,12 @@ class Trainer:
     # Files.
 
     def save(self) -> None:
-        """Write the resume file: whole or not at all."""
+        """Write the resume file: whole or not at all. Every process must call it."""
+        state = self._optimiser.state()
         if self._place.rank:
             return
         record = {"step": self.step, "metrics_bytes": self._metrics_bytes, "run": self._run}
-        tensors = {name: tensor.cpu() for name, tensor in self._optimiser.state().items()}
+        tensors = {name: tensor.cpu() for name, tensor in state.items()}
         with atomic_write(self._resume_path, "wb") as file:
             file.write(save(tensors, metadata={"resume": json.dumps(record)}))
 
@@ -231,13 +233,17 @@ class Trainer:
 
     # The run.
 
-    def run(self, *, quiet: bool = False) -> Path:
-        """Train to the end and export; returns the checkpoint's folder."""
+    def run(self, *, quiet: bool = False, about: str = "") -> Path:
+        """Train to the end and export; returns the checkpoint's folder. ``about`` is said first."""
         self.resume()
+        if about and not quiet:
+            print(about, file=sys.stderr)
         if self._place.rank:
-            for _ in range(self.step, self.steps):
+            while self.step < self.steps:
                 self.train_step()
                 self._export_if_due()
+                if self._saves():
+                    self.save()
             return self._folder()
         board = _board(self._out) if self.config.tensorboard else None
         with (
@@ -257,13 +263,16 @@ class Trainer:
                 bar.update()
                 bar.set_postfix(_shown(report), refresh=False)
                 self._export_if_due()
-                if self.step % self.config.save_every == 0 or self.step == self.steps:
+                if self._saves():
                     self.save()
         if board is not None:
             board.close()
         if not self._folder().exists():
             self._export(self._folder())
         return self._folder()
+
+    def _saves(self) -> bool:
+        return self.step % self.config.save_every == 0 or self.step == self.steps
 
     def _folder(self) -> Path:
         return self._out / f"step_{self.step}"

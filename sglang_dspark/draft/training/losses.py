@@ -3,7 +3,7 @@
 Owns total = 0.1 CE + 0.9 L1 + 1.0 BCE (paper 3.3): cross-entropy to the next token, L1 distance
 sum |p_d - p_t| of the drafter's distribution to the target's (twice the total variation), binary
 cross-entropy of the confidence to the acceptance 1 - L1/2; each a mean weighted by position.
-Knows drafters only as ``latent``, ``lm_head`` and ``config.softcap``. The target is never trained.
+Knows drafters only as ``LossHead``. The target is never trained.
 
 Shapes: N blocks, K slots, P = N*K positions, V vocabulary, D hidden, r Markov rank; a piece is
 p positions by v tokens of the vocabulary.
@@ -32,10 +32,14 @@ PIECE_ELEMENTS = 1 << 24
 
 
 class LossHead(Protocol):
-    """What the loss reads of a drafter: ``Drafter`` and the Eagle baseline both have it."""
+    """What the loss reads of a drafter: every kind has it."""
 
     config: Any
+    """Its ``softcap``."""
     lm_head: nn.Linear
+
+    def head_states(self, hidden: Tensor) -> Tensor:
+        """What the lm_head reads of slot states."""
 
     def latent(
         self, *, hidden_NKD: Tensor, previous_NK: Tensor
@@ -111,7 +115,7 @@ def training_loss(
     positions = positions_per_piece or max(1, PIECE_ELEMENTS // columns)
     weights_NK = weights_NK.to(hidden_NKD.dtype if _wide(hidden_NKD) else torch.float32)
     sum_weighted, ce_P, l1_P = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_NKD.flatten(0, 1),
+        drafter.head_states(hidden_NKD).flatten(0, 1),
         None if latent_NKr is None else latent_NKr.flatten(0, 1),
         markov_Vr,
         drafter.lm_head.weight,

@@ -1,4 +1,4 @@
-"""A small Qwen3 target, trained from nothing on a laptop corpus.
+"""A small Qwen3 or DeepSeek-V4 target, trained from nothing on a laptop corpus.
 
     python -m sglang_dspark.draft.pretrain stdlib --out target --prompts-out prompts.jsonl
 
@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from sglang_dspark.cli import Parser
 from sglang_dspark.draft.data.corpus import CORPORA, Corpus, build_corpus
 from sglang_dspark.draft.data.prompts import write_prompts
-from sglang_dspark.draft.model.recipes import laptop_target
+from sglang_dspark.draft.model.recipes import laptop_target, laptop_v4_target
 from sglang_dspark.files import make_folder
 
 
@@ -49,6 +49,36 @@ class TargetRecipe:
     """Peak of the cosine schedule, after 4 % warm-up."""
     seed: int = 0
     """Seed of weights and data order."""
+    family: str = "qwen3"
+    """One of ``FAMILIES``."""
+
+
+FAMILIES = ("qwen3", "deepseek_v4")
+"""Targets that can be made; DeepSeek-V4's has its own five layers, see ``laptop_v4_target``."""
+
+
+def small_target(recipe: TargetRecipe, *, vocabulary: int, eos: int) -> Any:
+    """A randomly initialised target of the recipe's family, float32."""
+    make = small_qwen3 if recipe.family == "qwen3" else small_deepseek_v4
+    return make(recipe, vocabulary=vocabulary, eos=eos)
+
+
+def small_deepseek_v4(recipe: TargetRecipe, *, vocabulary: int, eos: int) -> Any:
+    """A randomly initialised DeepSeek-V4 of every kind of layer; its tables are drawn."""
+    torch.manual_seed(recipe.seed)
+    config = DeepseekV4Config(
+        **laptop_v4_target(vocab_size=vocabulary, hidden=recipe.hidden),
+        initializer_range=0.06,
+        bos_token_id=None,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    model = DeepseekV4ForCausalLM(config)
+    for name, table in model.named_buffers():
+        if name.endswith("tid2eid"):
+            draws = torch.rand(len(table), config.n_routed_experts)
+            table.copy_(draws.topk(table.shape[1]).indices)
+    return model
 
 
 def small_qwen3(recipe: TargetRecipe, *, vocabulary: int, eos: int) -> Any:
@@ -79,9 +109,11 @@ def _optimisers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
 
     There are only a few hundred steps, in which AdamW alone learns far less.
     """
-    named = list(model.named_parameters())
-    matrices = [p for name, p in named if p.ndim == 2 and "embed_tokens" not in name]
-    others = [p for name, p in named if p.ndim < 2 or "embed_tokens" in name]
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        end = any(part in name for part in ("embed_tokens", "lm_head"))
+        (others if end or parameter.ndim != 2 else matrices).append(parameter)
     return [
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=rate, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
@@ -95,7 +127,7 @@ def train_target(corpus: Corpus, recipe: TargetRecipe, *, quiet: bool = False) -
             f"corpus {corpus.name}: {len(corpus.tokens)} tokens do not fill a window of "
             f"{recipe.window_tokens}; raise documents or lower window_tokens"
         )
-    model = small_qwen3(
+    model = small_target(
         recipe, vocabulary=len(corpus.tokenizer), eos=corpus.tokenizer.eos_token_id
     ).train()
     optimisers = _optimisers(model, recipe.learning_rate)
@@ -141,13 +173,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     defaults = TargetRecipe()
     parser = Parser(
-        description="Train a small Qwen3 target from nothing on a laptop corpus; it becomes an "
+        description="Train a small target from nothing on a laptop corpus; it becomes an "
         "ordinary Hugging Face folder that transformers and servers load.",
         examples=["stdlib --out target --prompts-out prompts.jsonl"],
         page="docs/serving.md",
     )
     parser.add_argument("corpus", choices=CORPORA, help="what it learns to write")
     parser.add_argument("--out", required=True, help="folder to write the target to")
+    parser.add_argument(
+        "--family", choices=FAMILIES, default=defaults.family, help="kind of the target"
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps, help="of training")
     parser.add_argument("--prompts-out", help="JSONL to write unseen prompts to")
     parser.add_argument("--prompts", type=int, default=1000, help="how many")
@@ -160,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # of transformers' loading
     started = time.process_time()
     corpus = build_corpus(given.corpus, prompts=given.prompts, seed=given.seed)
-    recipe = TargetRecipe(steps=given.steps, seed=given.seed)
+    recipe = TargetRecipe(steps=given.steps, seed=given.seed, family=given.family)
     model, loss = train_target(corpus, recipe)
     save_target(model, corpus.tokenizer, given.out)
     if given.prompts_out:

@@ -30,12 +30,17 @@ from sglang_dspark.draft.data.fingerprint import file_sha256, model_fingerprint
 from sglang_dspark.draft.data.samples import training_samples
 from sglang_dspark.draft.data.states import Online, States, check_vocabulary, usable
 from sglang_dspark.draft.model import recipes
-from sglang_dspark.draft.model.checkpoint import drafter_for, save_drafter
+from sglang_dspark.draft.model.checkpoint import drafter_for, in_dtype, save_drafter
 from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.draft.model.conventions import drafter_folder
+from sglang_dspark.draft.model.deepseek_v4.config import KEYS, MODEL_TYPE
+from sglang_dspark.draft.model.recipes import AnyConfig
 from sglang_dspark.draft.model.target import Target
 from sglang_dspark.draft.training.config import KINDS, TrainConfig
 from sglang_dspark.draft.training.loop import Place, Trainer
 from sglang_dspark.draft.training.losses import DFLASH, LossMix
+from sglang_dspark.draft.training.memory import memory_report
+from sglang_dspark.draft.training.warm_start import warm_start
 from sglang_dspark.files import decode_record, read_json
 
 _FLAGS: dict[str, tuple[type, str]] = {
@@ -76,20 +81,25 @@ def choose_device() -> torch.device:
     return device
 
 
-def drafter_config(config: TrainConfig, target: Target) -> DrafterConfig:
+def drafter_config(config: TrainConfig, target: Target) -> AnyConfig:
     """The drafter's shape: the recipe for the target's config with the run's choices."""
     choices = dict(config.drafter)
+    # As it stands in the file, not as transformers writes it: DeepSeek-V4's drafter takes it over.
+    theirs = read_json(Path(config.target) / "config.json")
     if "mask_token_id" not in choices:
         mask = load_tokenizer(config.target).mask_token_id
+        if mask is None:
+            mask = theirs.get(KEYS["mask_token_id"])
         if mask is None:
             raise ValueError(
                 f"{config.target}: its tokenizer has no mask token; give mask_token_id in drafter"
             )
         choices["mask_token_id"] = mask
     anchors = choices.pop("num_anchors", DrafterConfig.num_anchors)
-    make: Callable[..., DrafterConfig] = getattr(recipes, config.kind)
+    make: Callable[..., AnyConfig] = getattr(recipes, config.kind)
+    whole = theirs if theirs.get("model_type") == MODEL_TYPE else target.config.to_dict()
     try:
-        shape = make(target.config.to_dict(), **choices)
+        shape = make(whole, **choices)
     except TypeError as error:
         raise ValueError(f"drafter: {error}; give choices of recipes.{make.__name__}") from None
     return dataclasses.replace(shape, num_anchors=anchors)
@@ -97,12 +107,12 @@ def drafter_config(config: TrainConfig, target: Target) -> DrafterConfig:
 
 def loss_mix(config: TrainConfig) -> LossMix:
     """The kind's objective with the run's weights."""
-    base = LossMix() if config.kind == "dspark" else DFLASH
+    base = LossMix() if config.kind in ("dspark", "dspark5") else DFLASH
     given = {name: getattr(config, name) for name in ("ce", "tv", "confidence")}
     return dataclasses.replace(base, **{k: v for k, v in given.items() if v is not None})
 
 
-def open_states(config: TrainConfig, drafter: DrafterConfig, target: Target) -> States:
+def open_states(config: TrainConfig, drafter: AnyConfig, target: Target) -> States:
     """The cache, or the samples with the target running online."""
     if Path(config.data).is_dir():
         return Cached(
@@ -117,10 +127,10 @@ def open_states(config: TrainConfig, drafter: DrafterConfig, target: Target) -> 
     return Online(target, samples, digest=file_sha256(config.data))
 
 
-def build_drafter(config: TrainConfig, shape: DrafterConfig, target: Target) -> Any:
+def build_drafter(config: TrainConfig, shape: AnyConfig, target: Target) -> Any:
     """A fresh drafter around the target's embeddings; the same for the same seed."""
     torch.manual_seed(config.seed)
-    return drafter_for(shape, target).to(dtype=target.dtype).train()
+    return in_dtype(drafter_for(shape, target), target.dtype).train()
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> Path:
@@ -131,8 +141,14 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
         target = Target.from_pretrained(config.target, dtype=dtype, device=device)
         shape = drafter_config(config, target)
         drafter = build_drafter(config, shape, target)
+        identity = {"target": model_fingerprint(config.target)}
+        if config.start:
+            warm_start(drafter, config.start, target)
+            identity["start"] = model_fingerprint(drafter_folder(config.start))
         states = open_states(config, shape, target)
-        identity = {"target": model_fingerprint(config.target), "samples": states.digest}
+        identity["samples"] = states.digest
+        drafter.checkpointing = config.checkpoint_layers
+        about = memory_report(config, drafter, target, world=place.world)
         del target  # with a cache only the embedding and lm_head stay, which the drafter shares
         trainer = Trainer(
             config,
@@ -143,7 +159,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Path:
             place=place,
             export=lambda folder: save_drafter(drafter, folder),
         )
-        return trainer.run(quiet=quiet or place.rank > 0)
+        return trainer.run(quiet=quiet or place.rank > 0, about=about)
 
 
 def read_config(given: argparse.Namespace) -> TrainConfig:

@@ -25,14 +25,13 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from sglang_dspark.draft.model.checkpoint import SHARED
-from sglang_dspark.draft.model.config import GEMMA4, QWEN3, DrafterConfig
+from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.draft.model.conventions import flat_config
 from sglang_dspark.draft.model.ends import capped
 from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
 from sglang_dspark.draft.model.model import Drafter
 from sglang_dspark.runtime.worker.draft_layers import DraftLayer, DraftRope, check_shards
 
-GENERIC = "DSparkDraftModel"
-"""The architecture name that leaves the family to ``model_type``."""
 STACKED = {
     "q_proj": ("qkv_proj", "q"),
     "k_proj": ("qkv_proj", "k"),
@@ -51,24 +50,12 @@ def drafter_config(hf_config: Any) -> DrafterConfig:
     """
     value = dict(hf_config.to_dict())
     where = f"drafter {getattr(hf_config, '_name_or_path', '') or 'config'}"
-    nested = value.pop("dflash_config", None) or {}
-    for key in ("target_layer_ids", "mask_token_id", "block_size"):
-        if value.get(key) is None and key in nested:
-            value[key] = nested[key]
-    if not value.pop("sample_from_anchor", True):
+    value = flat_config(value, where=where).value
+    if not value.get("sample_from_anchor", True):
         raise ValueError(
             f"{where}: sample_from_anchor is false, but slot k must predict the token after it; "
             "use a DSpark drafter, not an infilling one"
         )
-    if (value.get("architectures") or [""])[0] == GENERIC:
-        families = {kind: f for f in (QWEN3, GEMMA4) for kind in f.text_model_types}
-        kind = str(value.get("model_type"))
-        if kind not in families:
-            raise ValueError(
-                f"{where}: {GENERIC} of model_type {kind!r} is unknown; known: "
-                f"{', '.join(families)}"
-            )
-        value["architectures"] = [families[kind].architecture]
     # Only training reads it, and drafters from elsewhere lack it.
     value.setdefault("num_anchors", 1)
     config = DrafterConfig.from_dict(value, where=where)

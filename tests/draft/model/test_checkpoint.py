@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sglang_dspark.draft.model import checkpoint, recipes
+from sglang_dspark.draft.model import recipes, tensors
 from sglang_dspark.draft.model.checkpoint import (
     build_drafter,
     drafter_for,
@@ -271,7 +271,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint_and_no_litter(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     with pytest.raises(ValueError, match=r"cannot write the checkpoint: No space left"):
         save_drafter(drafter, folder)
     assert (folder / "model.safetensors").read_bytes() == before

@@ -234,8 +234,8 @@ def test_recipes_differ_from_the_paper_s_only_where_their_name_says() -> None:
 
 @pytest.mark.example
 def test_recipes_refuse_targets_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match="'llama' has no drafter family; known: qwen3, gemma4"):
-        recipes.dspark({"model_type": "llama"}, mask_token_id=0)
+    with pytest.raises(ValueError, match="'olmo' has no drafter family; known: qwen3, qwen3_moe"):
+        recipes.dspark({"model_type": "olmo"}, mask_token_id=0)
     with pytest.raises(ValueError, match="no num_hidden_layers"):
         recipes.dspark({"model_type": "qwen3"}, mask_token_id=0)
     with pytest.raises(ValueError, match="1 layer has none to capture"):

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    DeepseekV4Config,
+    DeepseekV4ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.models.gemma4 import (
     Gemma4Config,
     Gemma4ForCausalLM,
@@ -20,6 +33,7 @@ from transformers.models.gemma4_unified import Gemma4UnifiedForCausalLM, Gemma4U
 from sglang_dspark.draft.model import recipes
 from sglang_dspark.draft.model import target as target_module
 from sglang_dspark.draft.model.target import Target
+from tests.draft import tiny_v4
 
 VOCABULARY = 61
 CLOSE = {"rtol": 1e-3, "atol": 3e-4}
@@ -79,7 +93,57 @@ def sharp(model: Any) -> Any:
     return model.eval()
 
 
-MODELS = [qwen3, gemma4, small_gemma4, unified_gemma4]
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+EXPERTS = {"num_experts_per_tok": 2, "output_router_logits": False}
+
+
+def qwen3_moe(**changes: Any) -> Any:
+    """One dense layer among routed ones."""
+    moe = {"num_experts": 4, "moe_intermediate_size": 16, "mlp_only_layers": [1], **EXPERTS}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SMALL | moe | changes))
+
+
+def llama(**changes: Any) -> Any:
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    return LlamaForCausalLM(LlamaConfig(**SMALL | {"rope_parameters": rope} | changes))
+
+
+def gpt_oss(**changes: Any) -> Any:
+    """Sinks, experts, a window in every other layer."""
+    more = {
+        "num_local_experts": 4,
+        "sliding_window": 6,
+        "attn_implementation": "eager",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        **EXPERTS,
+    }
+    return GptOssForCausalLM(GptOssConfig(**SMALL | more | changes))
+
+
+def deepseek_v4(**changes: Any) -> Any:
+    """Every kind of layer and of routing; windows of 8 tokens, of 4 and 16 compressed."""
+    model = DeepseekV4ForCausalLM(DeepseekV4Config(**tiny_v4.target_config(VOCABULARY) | changes))
+    tiny_v4.draw_tables(model)
+    return model
+
+
+MODELS = [qwen3, gemma4, small_gemma4, unified_gemma4, qwen3_moe, llama, gpt_oss, deepseek_v4]
 CAPTURE = (2, -1, 0)
 
 
@@ -93,7 +157,8 @@ def test_captured_states_are_the_raw_outputs_in_the_order_asked_for(make: Any) -
     with torch.no_grad():
         theirs = model(tokens, output_hidden_states=True)
     torch.testing.assert_close(target.logits(hidden), theirs.logits)
-    states = torch.cat([theirs.hidden_states[layer + 1] for layer in CAPTURE], dim=-1)
+    raw = [theirs.hidden_states[layer + 1] for layer in CAPTURE]
+    states = torch.cat([state.mean(2) if state.ndim == 4 else state for state in raw], dim=-1)
     torch.testing.assert_close(captured, states)
     assert (target.layers, target.hidden_size, target.vocab_size) == (
         model.config.num_hidden_layers,
@@ -125,6 +190,8 @@ def test_cached_rounds_with_rejections_equal_one_pass_over_what_was_kept(
 ) -> None:
     monkeypatch.setattr(target_module, "QUERY_CHUNK", 4)  # prompts in several pieces
     model = sharp(make())
+    if attention == "sdpa" and not model._supports_sdpa:
+        pytest.skip("its attention has sinks")
     model.set_attn_implementation(attention)
     target = Target.from_model(model, capture=CAPTURE)
     random = torch.Generator().manual_seed(1)
@@ -200,9 +267,10 @@ def test_cache_refusals_say_what_does_not_fit() -> None:
 
 @pytest.mark.example
 def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
-    config = LlamaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
-    with pytest.raises(ValueError, match="'llama' is not supported; supported: qwen3, gemma4"):
-        Target.from_model(LlamaForCausalLM(config))
+    config = OlmoConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    with pytest.raises(ValueError, match="'olmo' is not supported; supported: qwen3, gemma4") as e:
+        Target.from_model(OlmoForCausalLM(config))
+    assert "TargetFamily in sglang_dspark/draft/model/families.py" in str(e.value)
     with pytest.raises(ValueError, match=r"no config\.json"):
         Target.from_pretrained(tmp_path)
 

@@ -281,7 +281,7 @@ def config_file(tmp_path: Path, value: dict[str, Any]) -> str:
     [
         ({"data": "missing.jsonl"}, "missing.jsonl: cannot read: No such file"),
         ({"target": "nowhere"}, "nowhere: no config.json"),
-        ({"kind": "medusa"}, "kind 'medusa': choose one of dspark, dflash, eagle3"),
+        ({"kind": "medusa"}, "kind 'medusa': choose one of dspark, dspark5, dflash, eagle3"),
         ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"batch": 0}, "batch 0: give 1 or more"),
         ({"batch": 4000}, "24 samples are fewer than batch 4000"),
@@ -365,4 +365,5 @@ def test_tensorboard_is_asked_for_by_name(
 def test_every_setting_is_compared_or_meant_to_change(name: str) -> None:
     config = TrainConfig(target="t", data="d", out="o")
     free = {"target", "data", "out", "save_every", "export_every", "tensorboard"}
+    free |= {"checkpoint_layers", "start"}
     assert (name in config.lasting()) == (name not in free)

@@ -26,7 +26,7 @@ PASSES, FAILS = 1e-4, 1e-10
 class Shapes:
     """As much of a drafter's config as its heads read."""
 
-    confidence_head_with_markov = True
+    with_markov = True
 
     def __init__(self, *, kind: str, vocabulary: int, rank: int, hidden: int) -> None:
         self.head, self.vocab_size = kind, vocabulary

@@ -1,0 +1,1 @@
+"""Tests of sglang_dspark.draft.exchange."""
