@@ -106,15 +106,15 @@ def worker(session: nox.Session) -> None:
 def steer(session: nox.Session) -> None:
     """The built-in DSPARK of SGLang 0.5.21 under this project's policies, served on the CPU."""
     _install_steered(session)
-    _steer_tests(session)
+    _steer_tests(session, "tests/runtime/steer")
 
 
 @nox.session(default=False)
 def steer_newest(session: nox.Session) -> None:
-    """The same on SGLang 0.5.23, the newest release."""
+    """Whether SGLang 0.5.23, the newest release, serves exactly under them too."""
     _install_steered(session)
     _install(session, "--no-deps", "-r", "requirements/sglang-0.5.23-over-0.5.21.txt")
-    _steer_tests(session)
+    _steer_tests(session, "tests/runtime/steer/test_serving.py")
 
 
 def _install_steered(session: nox.Session) -> None:
@@ -123,14 +123,14 @@ def _install_steered(session: nox.Session) -> None:
     _install(session, "--no-deps", "-r", "requirements/sglang-0.5.21-cpu-nodeps.txt")
 
 
-def _steer_tests(session: nox.Session) -> None:
+def _steer_tests(session: nox.Session, which: str) -> None:
     session.run(
         "pytest",
         "-n",
         "2",
         "--dist",
         "loadfile",
-        "tests/runtime/steer",
+        which,
         *session.posargs,
         env=_QUIET_THREADS | {"PYTHONPATH": str(_STAND_IN)},
     )

@@ -48,7 +48,7 @@ def test_the_door_lists_every_command_with_its_line(
 
 
 @pytest.mark.example
-@pytest.mark.parametrize(("group", "count"), [("traces", 6), ("draft", 7)])
+@pytest.mark.parametrize(("group", "count"), [("traces", 6), ("draft", 9)])
 @pytest.mark.parametrize("more", [[], ["--help"]])
 def test_a_group_lists_its_own(
     group: str, count: int, more: list[str], capsys: pytest.CaptureFixture[str]
