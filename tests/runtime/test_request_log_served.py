@@ -90,7 +90,8 @@ def agrees(record: RequestRecord, outcome: Outcome) -> None:
     assert record.cached_tokens == meta["cached_tokens"]
     assert record.temperature == outcome.job.sampling["temperature"]
     assert record.session_id == outcome.job.extra.get("session_id")
-    assert record.latency_s == pytest.approx(meta["e2e_latency"], abs=0.02)
+    # Another process's clock: on a busy machine it hears of the end a little later.
+    assert record.latency_s == pytest.approx(meta["e2e_latency"], abs=0.02, rel=0.15)
     assert record.queue_s is not None
     assert record.ttft_s is not None
     assert 0 <= record.queue_s <= record.ttft_s <= record.latency_s

@@ -91,7 +91,8 @@ def test_greedy_requests_of_every_kind_get_plain_tokens_and_logprobs(
             for value, meant in both:
                 assert value == pytest.approx(meant, abs=5e-5)
     drafted = [one.meta["spec_accept_length"] for one in found]
-    assert max(drafted) > 3 > 1.5 > min(drafted)
+    # Some follow the drafter and some hardly; by how much hangs on who was batched with whom.
+    assert max(drafted) > 3 > 2 > min(drafted)
 
 
 def flat(logprobs: Any) -> list[float]:
