@@ -24,5 +24,6 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``validation``: predictions beside published measurements, and their page
 - ``zoo``: every published record that can be replayed, under three protocols
 - ``twin``: the simulator beside a real server
+- ``compiled``: the Triton kernels as machine code, and the bytes that they move
 - ``gpu``: what needs a GPU; ``gpu.sh`` runs it
 """

@@ -164,7 +164,7 @@ def _probabilities(
     tl.store(weight_out + row * draw_tiles + tile, tl.sum(q.to(tl.float64), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["uniforms"])  # else every second slot compiles again
 def _draw(
     weights, weight_in, uniforms, tokens,
     vocabulary, draw_tiles, stride_weights, stride_uniforms,
