@@ -87,9 +87,9 @@ def counted(shape: Shape) -> list[tuple[Launch, Counter]]:
     "shape",
     [
         Shape(requests=1, vocabulary=8192, rank=64, device="cpu"),
-        Shape(requests=19, gamma=5, vocabulary=4096, rank=40, device="cpu"),
-        Shape(requests=70, gamma=2, vocabulary=1024, rank=16, device="cpu"),
-        Shape(requests=17, gamma=3, vocabulary=4096, rank=16, head=torch.float32, device="cpu"),
+        Shape(requests=19, gamma=5, vocabulary=1024, rank=40, device="cpu"),
+        Shape(requests=70, gamma=2, vocabulary=256, rank=16, device="cpu"),
+        Shape(requests=17, gamma=3, vocabulary=512, rank=16, head=torch.float32, device="cpu"),
         Shape(requests=3, gamma=1, vocabulary=4096, rank=0, device="cpu"),
     ],
 )

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def passes(*names: str, interpret: bool) -> None:
-    """These files in a process of their own: whether kernels are interpreted is settled at import."""
+    """Run files in a process of their own: whether kernels are interpreted is settled at import."""
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
     words = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
