@@ -25,5 +25,6 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``zoo``: every published record that can be replayed, under three protocols
 - ``twin``: the simulator beside a real server
 - ``compiled``: the Triton kernels as machine code, and the bytes that they move
+- ``round_audit``: launches, waits and allocations of a round of the worker lane
 - ``gpu``: what needs a GPU; ``gpu.sh`` runs it
 """

@@ -156,7 +156,6 @@ def decode_round(shape: Shape, *, slots: int | None = None) -> None:
             if shape.rank
             else None,
             choice=choice,
-            filtered_F=None,
             uniform_R=uniform_RK[:, k],
         )
     survival_RK = triton_lengths.survival(
