@@ -26,5 +26,7 @@ Run as ``python -m benchmarks.NAME`` from a checkout; results, with commit and h
 - ``twin``: the simulator beside a real server
 - ``shard_memory``: what a process holds of the optimiser, as there are more
 - ``v4_pair``: a DeepSeek-V4 pair from nothing: its gain, and exactness
+- ``compiled``: the Triton kernels as machine code, and the bytes that they move
+- ``round_audit``: launches, waits and allocations of a round of the worker lane
 - ``gpu``: what needs a GPU; ``gpu.sh`` runs it
 """

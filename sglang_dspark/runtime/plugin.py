@@ -262,7 +262,7 @@ def _check(server_args: Any) -> None:
         Settings.from_environment(),
         gamma=drafter.gamma,
         has_confidence_head=drafter.enable_confidence_head,
-        max_requests=server_args.max_running_requests or 1,
+        max_requests=server_args.max_running_requests or algorithm.MOST_REQUESTS,
     )
 
 

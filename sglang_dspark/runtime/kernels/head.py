@@ -1,10 +1,14 @@
 """The sequential head of a draft block: bias, probabilities and a draw, slot by slot.
 
-Owns the order within a slot (Markov bias from the token before, the request's own temperature and
-filters, the draw) and that nothing of the size of the block's logits is made a second time. Knows
-neither the backbone nor what verifies the block. Paper 3.1.
+Owns the order within a slot (Markov bias from the token before, the request's own temperature, the
+draw) and that nothing of the size of the block's logits is made a second time. Knows neither the
+backbone nor what verifies the block. Paper 3.1.
 
-Shapes: R requests, K slots, D hidden, V vocabulary, r Markov rank, F requests with filters.
+A request's top-k, top-p and min-p are the target's business: acceptance leaves exactly its filtered
+distribution whatever drafts are drawn from, and filtering them would sort the vocabulary in every
+slot. Upstream and DeepSpec draft by temperature alone too.
+
+Shapes: R requests, K slots, D hidden, V vocabulary, r Markov rank.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from sglang_dspark.draft.evaluation.sampling import GREEDY_BELOW, draw
 from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
 
 SCRATCH_WEIGHTS = 2**22
-"""Weights that a sort or a running sum handles at a time: bounds the scratch, whatever R is."""
+"""Weights that a running sum handles at a time: bounds the scratch, whatever R is."""
 
 BIAS_TILE = 2**14
 """Tokens of W2 that the PyTorch version turns to float32 at a time."""
@@ -34,34 +38,12 @@ class RowChoice:
     """float32; below ``GREEDY_BELOW`` (0, say) the most likely token is taken."""
     uniform_RK: Tensor
     """float64 in [0, 1), one for each slot; 1 counts as the number before it."""
-    top_k_R: Tensor | None = None
-    """Keep this many of the most likely tokens; below 1 or beyond V keeps all."""
-    top_p_R: Tensor | None = None
-    """Keep the fewest most likely tokens that together reach this probability; 1 keeps all."""
-    min_p_R: Tensor | None = None
-    """Keep tokens at least this likely relative to the most likely one; 0 keeps all."""
 
     def of(self, picked: Tensor) -> RowChoice:
         """The choice for some of the requests."""
-        columns = {name: value for name, value in vars(self).items() if value is not None}
-        return RowChoice(**{name: value[picked] for name, value in columns.items()})
-
-    def filtered_rows(self, vocab_size: int) -> Tensor | None:
-        """[F] requests that a filter may touch; None, without asking the device, if none is given.
-
-        Greedy requests are not among them: their most likely token passes every filter.
-        """
-        if self.top_k_R is None and self.top_p_R is None and self.min_p_R is None:
-            return None
-        touched_R = torch.zeros_like(self.temperature_R, dtype=torch.bool)
-        if self.top_k_R is not None:
-            touched_R |= (self.top_k_R > 0) & (self.top_k_R < vocab_size)
-        if self.top_p_R is not None:
-            touched_R |= self.top_p_R < 1
-        if self.min_p_R is not None:
-            touched_R |= self.min_p_R > 0
-        rows_F = (touched_R & (self.temperature_R >= GREEDY_BELOW)).nonzero().squeeze(-1)
-        return rows_F if len(rows_F) else None
+        return RowChoice(
+            temperature_R=self.temperature_R[picked], uniform_RK=self.uniform_RK[picked]
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +83,6 @@ class FillsSlot(Protocol):
         latent_Rr: Tensor | None,
         weight_Vr: Tensor | None,
         choice: RowChoice,
-        filtered_F: Tensor | None,
         uniform_R: Tensor,
     ) -> Tensor:
         """Logits to probabilities in place, bias included; the tokens [R] drawn from them."""
@@ -118,17 +99,15 @@ def draft_block(
     chooser: RowChoice,
     slot: FillsSlot | None = None,
 ) -> DraftBlock:
-    """Token k is drawn from softmax((logits_k + W2 u(W1[token k-1])) / T), filtered; token -1 is
-    the anchor.
+    """Token k is drawn from softmax((logits_k + W2 u(W1[token k-1])) / T); token -1 is the anchor.
 
     ``logits_RKV``, float32 base logits, becomes the probabilities: nothing of its size is made a
     second time. A slot's scratch is ``BIAS_TILE`` x (r + R) floats in PyTorch, an eighth of a byte
-    for each request and token in Triton; a draw in PyTorch (on a GPU: of requests with filters)
-    adds at most 48 bytes for each of max(V, ``SCRATCH_WEIGHTS``) weights, whatever R is.
-    What is drawn is drawn from exactly the float32 values returned, by inverting their running
-    sum at ``chooser.uniform_RK[:, k]``. Greedy requests take the lowest of equally likely tokens.
-    Without a confidence head the logits are ``headless_confidence``'s. ``slot`` overrides the
-    choice by device.
+    for each request and token in Triton; a draw in PyTorch adds at most 48 bytes for each of
+    max(V, ``SCRATCH_WEIGHTS``) weights, whatever R is. What is drawn is drawn from exactly the
+    float32 values returned, by inverting their running sum at ``chooser.uniform_RK[:, k]``. Greedy
+    requests take the lowest of equally likely tokens. Without a confidence head the logits are
+    ``headless_confidence``'s. ``slot`` overrides the choice by device.
     """
     _check(markov_head, hidden_RKD, logits_RKV, anchors_R, chooser)
     if slot is None:
@@ -138,7 +117,6 @@ def draft_block(
 
             slot = triton_head.fill_slot
     weight_Vr = None if markov_head is None else markov_head.markov_w2.weight
-    filtered_F = chooser.filtered_rows(logits_RKV.shape[-1])
     previous_R, state_Rr, latent_Rr = anchors_R, None, None
     tokens, embeddings = [], []
     for k in range(logits_RKV.shape[1]):
@@ -152,7 +130,6 @@ def draft_block(
             latent_Rr=latent_Rr,
             weight_Vr=weight_Vr,
             choice=chooser,
-            filtered_F=filtered_F,
             uniform_R=chooser.uniform_RK[:, k],
         )
         tokens.append(previous_R)
@@ -174,7 +151,6 @@ def fill_slot(
     latent_Rr: Tensor | None,
     weight_Vr: Tensor | None,
     choice: RowChoice,
-    filtered_F: Tensor | None,
     uniform_R: Tensor,
 ) -> Tensor:
     """``FillsSlot`` in PyTorch: the reference, and what runs on CPU."""
@@ -191,53 +167,22 @@ def fill_slot(
     logits_RV /= logits_RV.sum(-1, keepdim=True)
     logits_RV.masked_fill_(greedy_R[:, None], 0.0)
     logits_RV.scatter_add_(-1, best_R1, greedy_R[:, None].float())
-    if filtered_F is not None:
-        filter_rows(logits_RV, rows_F=filtered_F, choice=choice)
     if bool(greedy_R.all()):
         return best_R1.squeeze(-1)
     return drawn(logits_RV, uniform_R=uniform_R)
 
 
-def filter_rows(weights_RV: Tensor, *, rows_F: Tensor, choice: RowChoice) -> None:
-    """Apply top-k, top-p and min-p to these rows of probabilities, in place.
-
-    Every filter looks at the probabilities before any other and a token stays when all keep it;
-    ties keep the lower token number; the most likely token always stays.
-    """
-    vocabulary = weights_RV.shape[-1]
-    places = torch.arange(vocabulary, device=weights_RV.device)
-    for rows in torch.split(rows_F, max(1, SCRATCH_WEIGHTS // vocabulary)):
-        ordered, tokens = weights_RV[rows].sort(dim=-1, descending=True, stable=True)
-        drop = torch.zeros_like(ordered, dtype=torch.bool)
-        if choice.top_k_R is not None:
-            count = choice.top_k_R[rows, None]
-            drop |= (places >= count) & (count > 0)
-        if choice.top_p_R is not None:
-            reach = choice.top_p_R[rows, None]
-            # The running sum may pass 1 by rounding, where everything is to be kept.
-            drop |= (ordered.cumsum(-1) - ordered >= reach) & (reach < 1)
-        if choice.min_p_R is not None:
-            drop |= ordered < choice.min_p_R[rows, None] * ordered[:, :1]
-        drop[:, 0] = False
-        ordered.masked_fill_(drop, 0.0)
-        ordered /= ordered.sum(-1, keepdim=True)
-        weights_RV[rows] = torch.empty_like(ordered).scatter_(-1, tokens, ordered)
-
-
 def drawn(weights_RV: Tensor, *, uniform_R: Tensor) -> Tensor:
     """Tokens [R] from weights >= 0, as ``evaluation.sampling.draw``; a row of NaN gives any."""
-    rows_R = torch.arange(len(weights_RV), device=weights_RV.device)
-    return drawn_rows(weights_RV, rows_F=rows_R, uniform_R=uniform_R)
-
-
-def drawn_rows(weights_RV: Tensor, *, rows_F: Tensor, uniform_R: Tensor) -> Tensor:
-    """``drawn`` for some of the rows [F]."""
     last = weights_RV.shape[-1] - 1
     # A uniform that was rounded to 1 would draw beyond the last token of any weight.
     uniform_R = uniform_R.double().clamp(max=1 - 2**-53)
+    rows = max(1, SCRATCH_WEIGHTS // (last + 1))
     parts = [
-        draw(weights=weights_RV[rows], uniform=uniform_R[rows])
-        for rows in torch.split(rows_F, max(1, SCRATCH_WEIGHTS // (last + 1)))
+        draw(weights=weights, uniform=uniform)
+        for weights, uniform in zip(
+            torch.split(weights_RV, rows), torch.split(uniform_R, rows), strict=True
+        )
     ]
     # A number that is no number must not become an index beyond the vocabulary.
     return torch.cat(parts).clamp(max=last)

@@ -4,7 +4,7 @@ Owns the tiles over the vocabulary and what passes between the launches: the til
 sums, 12 bytes for each request and ``BIAS_TOKENS``, 8 for each request and ``TILE``. The law and
 the reference are in ``head``.
 
-Shapes: R requests, V vocabulary, r Markov rank, F requests with filters, N tiles.
+Shapes: R requests, V vocabulary, r Markov rank, N tiles.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sglang_dspark.draft.evaluation.sampling import GREEDY_BELOW
-from sglang_dspark.runtime.kernels.head import RowChoice, drawn_rows, filter_rows
+from sglang_dspark.runtime.kernels.head import RowChoice
 from sglang_dspark.runtime.kernels.triton_draw import TILE, passing, passing_tile
 
 BIAS_TOKENS = 128
@@ -34,10 +34,9 @@ def fill_slot(
     latent_Rr: Tensor | None,
     weight_Vr: Tensor | None,
     choice: RowChoice,
-    filtered_F: Tensor | None,
     uniform_R: Tensor,
 ) -> Tensor:
-    """``head.fill_slot`` for tensors on one GPU; rows with filters are drawn by PyTorch."""
+    """``head.fill_slot`` for tensors on one GPU."""
     requests, vocabulary = logits_RV.shape
     device = logits_RV.device
     tiles = triton.cdiv(vocabulary, BIAS_TOKENS)
@@ -77,9 +76,6 @@ def fill_slot(
         vocabulary, draw_tiles, logits_RV.stride(0), uniform_R.stride(0),
         BLOCK_V=draw_tile, BLOCK_N=triton.next_power_of_2(draw_tiles), num_warps=8,
     )  # fmt: skip
-    if filtered_F is not None:
-        filter_rows(logits_RV, rows_F=filtered_F, choice=choice)
-        tokens_R[filtered_F] = drawn_rows(logits_RV, rows_F=filtered_F, uniform_R=uniform_R)
     return tokens_R
 
 
@@ -164,7 +160,7 @@ def _probabilities(
     tl.store(weight_out + row * draw_tiles + tile, tl.sum(q.to(tl.float64), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["uniforms"])  # else every second slot compiles again
 def _draw(
     weights, weight_in, uniforms, tokens,
     vocabulary, draw_tiles, stride_weights, stride_uniforms,

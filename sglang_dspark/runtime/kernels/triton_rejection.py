@@ -71,7 +71,8 @@ def _weights(q_row, p_row, token, inside, resampling):
     return tl.maximum(p - q, 0.0).to(tl.float64), p.to(tl.float64)
 
 
-@triton.jit
+# The second sums begin where the batch ends; else every second batch compiles again.
+@triton.jit(do_not_specialize_on_alignment=["rest_out", "whole_out"])
 def _accept(
     drafts, draft, target, starts, lengths, uniforms, accepted_out, rest_out, whole_out,
     vocabulary, columns, stride_r, stride_k, stride_m,
@@ -105,7 +106,7 @@ def _accept(
     tl.store(whole_out + at, tl.sum(whole, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rest_in", "whole_in"])
 def _next(
     draft, target, starts, lengths, uniforms, accepted_in, rest_in, whole_in, next_out,
     vocabulary, columns, tiles, stride_r, stride_k, stride_m,

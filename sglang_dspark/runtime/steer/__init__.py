@@ -2,6 +2,7 @@
 
 - ``targets``: what of SGLang is hooked, and how each of it must look
 - ``releases``: the same of releases that are only unpacked, and ``dspark check-sglang``
+- ``agreement``: one decision on every tensor-parallel rank
 - ``decision``: from SGLang's confidences to ``core.planner`` and back
 - ``observe``: one ``StepRecord`` per verified step
 - ``self_check``: a decision before the first request, compared with core's

@@ -1,7 +1,8 @@
 """The steer lane hung into SGLang's built-in DSPARK: decide the budget, hand out the slots, watch.
 
 Owns the hooks and what happens when the policy fails: that step is verified in full, said in the
-log and counted, and SGLang's own policy never decides in its place. One ``Steering`` serves a
+log and counted, and SGLang's own policy never decides in its place. Tensor-parallel ranks take rank
+0's decision, and its failures: ``agreement``. One ``Steering`` serves a
 process; a hook is one of its methods. ``prepare`` is what a launching process can check.
 """
 
@@ -27,6 +28,7 @@ from sglang_dspark.runtime.observers import Observers
 from sglang_dspark.runtime.settings import Settings, flag, load
 from sglang_dspark.runtime.settings import check as check_settings
 from sglang_dspark.runtime.steer import self_check, targets
+from sglang_dspark.runtime.steer.agreement import Ranks, ranks_of
 from sglang_dspark.runtime.steer.decision import (
     NOTHING_GIVEN,
     Decider,
@@ -59,6 +61,7 @@ class Steering:
         self._context_R: Ints | None = None
         self._prefills = PrefillRate()
         self._given = NOTHING_GIVEN
+        self._ranks = Ranks()
         self._decision_type: Any = None
         self._ragged = False
         self._failures = 0
@@ -78,10 +81,11 @@ class Steering:
                 f"sglang-dspark: SGLang's {targets.PLANNER} has changed ({error}); {targets.REMEDY}"
             ) from None
 
-    def decide_with(self, decider: Decider) -> None:
+    def decide_with(self, decider: Decider, ranks: Ranks | None = None) -> None:
         """From now on the hooks decide; until then they leave everything to SGLang."""
         self._decision_type = pkgutil.resolve_name(f"{targets.PLANNER}.VerifyBudgetDecision")
         self._decider = decider
+        self._ranks = ranks or Ranks()
 
     def _build(self, planner: Any, model_runner: Any, tp_rank: int) -> None:
         settings = Settings.from_environment()
@@ -100,7 +104,7 @@ class Steering:
         decider = Decider(deployed.planner, lag_steps=planner.lag_steps)
         self.decide_with(decider)
         self_check.compare(planner, decider, deployed.cost_model)
-        self._step = None
+        self._step, self._ranks = None, ranks_of(server_args)
         self._observers = Observers(
             settings,
             deployed,
@@ -142,6 +146,20 @@ class Steering:
         if decider is None:
             answer = original(planner, **given)
             return answer
+        return self._agreed(self._own_budget(decider, original, planner, **given))
+
+    def _own_budget(
+        self,
+        decider: Decider,
+        original: Callable[..., Any],
+        planner: Any,
+        *,
+        resolved: Any,
+        req_pool_indices_cpu: Any,
+    ) -> int | None:
+        """What this rank decides, ``_step`` with it."""
+        given = {"resolved": resolved, "req_pool_indices_cpu": req_pool_indices_cpu}
+        answer: int | None
         rows = len(req_pool_indices_cpu)
         forced = planner._budget_planner.forced_budget_frac is not None
         early = decider.planner.decides_early
@@ -163,6 +181,19 @@ class Steering:
             )
         return answer
 
+    def _agreed(self, own: int | None) -> int | None:
+        """Rank 0's budget on every rank, and whether its policy failed."""
+        step = self._step
+        assert step is not None
+        mine = [-1 if own is None else own, int(step.degraded == FAILED)]
+        first = self._ranks.first_of(mine)
+        if first == mine:
+            return own
+        # No other reason for verifying in full differs between ranks.
+        step.degraded = FAILED if first[1] else "" if step.degraded == FAILED else step.degraded
+        step.budget = None if first[0] < 0 else first[0]
+        return step.budget
+
     def budget(self, original: Callable[..., Any], host: Any, **given: Any) -> int | None:
         """Around ``HostConfidenceBudgetPlanner.compute_budget``: the decision of a relayed step."""
         decider = self._decider
@@ -183,19 +214,41 @@ class Steering:
     def layout(self, original: Callable[..., Any], planner: Any, **given: Any) -> Any:
         """Around ``schedule_layout``: policies that read the current confidences decide here.
 
-        Whatever fails between here and SGLang's layout, the step is verified in full.
+        Whatever fails between here and SGLang's layout, the step is verified in full. Where other
+        ranks have handed out their slots meanwhile, it ends the server instead of stopping it.
         """
         decider, step = self._decider, self._step
         if decider is None or step is None or given["confidence"] is None:
             return original(planner, **given)
+        rows, agreed = len(given["confidence"]), True
         try:
             if not decider.planner.decides_early and not step.degraded:
-                decider.plan_late(step, given["confidence"])
+                self._plan_late(decider, step, given["confidence"])
                 given["budget"] = step.budget
+            agreed = self._ranks.alone
             return original(planner, **given)
         except PolicyFailure as failure:
-            self._fail(failure, len(given["confidence"]))
+            if not agreed:
+                raise RuntimeError(
+                    f"DSPARK could not hand out the slots on this tensor-parallel rank: {failure}"
+                ) from failure
+            self._fail(failure, rows)
             return original(planner, **{**given, "budget": None})
+
+    def _plan_late(self, decider: Decider, step: StepDecision, confidence_RK: Any) -> None:
+        """Budget and lengths by rank 0's confidences; ``PolicyFailure`` where its policy failed."""
+        rows, failure = len(confidence_RK), None
+        try:
+            decider.plan_late(step, confidence_RK)
+            assert step.lengths is not None
+            own = step.lengths.tolist()
+        except PolicyFailure as error:
+            failure, own = error, [-1] * rows
+        lengths = self._ranks.first_of(own)
+        if lengths and lengths[0] < 0:
+            raise failure or PolicyFailure("on the first tensor-parallel rank; see its log")
+        step.lengths = np.array(lengths, dtype=np.int64)
+        step.budget = sum(lengths)
 
     def lengths(self, original: Callable[..., Any], cls: type, *args: Any, **given: Any) -> Any:
         """Around ``ScheduleVerifyLensTopk.execute``; the anchor counts there."""

@@ -11,16 +11,25 @@ from typing import Any
 
 import torch
 from sglang.srt.managers.overlap_utils import FutureMap
+from sglang.srt.mem_cache.common import get_alloc_reserve_per_decode
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 from sglang.srt.utils.hf_transformers_utils import get_config
 
 from sglang_dspark.draft.model.config import DrafterConfig
+from sglang_dspark.runtime import refusals
 from sglang_dspark.runtime.worker import cpu
 from sglang_dspark.runtime.worker.draft_model import drafter_config as read_config
 
 NAME = "DSPARK"
+
+MOST_REQUESTS = 48
+"""That run at once unless --max-running-requests says so, as with SGLang's own algorithms: without
+speculation it allows thousands, and each takes megabytes of logits in a round."""
+
+ROW_MARGIN = 4
+"""Columns that SGLang itself adds to a row for its own offsets."""
 
 
 def drafter_config(server_args: Any) -> DrafterConfig:
@@ -86,8 +95,6 @@ class DSparkAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
 
     def handle_server_args(self, server_args: Any) -> None:
         """Fill in what follows from the drafter, refuse what cannot be served."""
-        from sglang_dspark.runtime import refusals
-
         config = drafter_config(server_args)
         given = server_args.speculative_num_draft_tokens
         if given not in (None, config.gamma + 1):
@@ -99,6 +106,8 @@ class DSparkAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
         server_args.speculative_num_steps = config.gamma
         server_args.speculative_eagle_topk = 1
         server_args.enable_mixed_chunk = False
+        if server_args.max_running_requests is None:
+            server_args.max_running_requests = MOST_REQUESTS
         refusals.check_server_args(server_args)
 
 
@@ -152,6 +161,17 @@ def _cell_size(size: int, configurator: Any, runner: Any, num_layers: int) -> in
     return size
 
 
+def _row_headroom(extra: int, server_args: Any) -> int:
+    """Columns of a request's row beyond the context: all that a decode step reserves.
+
+    SGLang reserves two rounds beyond what is committed and widens the row by one, which overflows
+    into the next request's row where a request of gamma 8 or more ends at the context's limit.
+    """
+    if not refusals.asks(server_args):
+        return extra
+    return max(extra, ROW_MARGIN + get_alloc_reserve_per_decode(server_args))
+
+
 def register() -> None:
     """Make DSPARK known to this process. Hooks do nothing for other algorithms."""
 
@@ -178,6 +198,11 @@ def register() -> None:
         (
             f"{runner}.pool_configurator.DefaultPoolConfigurator._compute_cell_size",
             _cell_size,
+            HookType.AFTER,
+        ),
+        (
+            "sglang.srt.mem_cache.common.get_req_to_token_extra_context_len",
+            _row_headroom,
             HookType.AFTER,
         ),
     ):

@@ -77,6 +77,31 @@ def labels_of(server_args: Any, ranks: Mapping[str, Any]) -> dict[str, Any]:
     return labels | (server_args.extra_metric_labels or {})
 
 
+def logits_bytes(*, gamma: int, vocab_size: int) -> int:
+    """What one request's logits take in a round at most, beyond the captured graphs.
+
+    A block's in bfloat16 and float32, a verify's likewise, and the verify's of the round before,
+    which under overlap scheduling nobody has read yet.
+    """
+    return (6 * gamma + 10 * (gamma + 1)) * vocab_size
+
+
+def check_room(*, requests: int, gamma: int, vocab_size: int, free_bytes: int) -> None:
+    """``ValueError`` when a full batch's logits cannot fit into what the pools leave free.
+
+    Graphs and activations come on top: this refuses only what is sure to run out in the middle of
+    serving, where it would end the server.
+    """
+    each = logits_bytes(gamma=gamma, vocab_size=vocab_size)
+    if requests * each > free_bytes:
+        raise ValueError(
+            f"--max-running-requests {requests}: a round of so many takes "
+            f"{requests * each / 2**30:.1f} GiB of logits, and the memory pools leave "
+            f"{free_bytes / 2**30:.1f} GiB; give at most {free_bytes // each}, or lower "
+            "--mem-fraction-static"
+        )
+
+
 def assemble(
     drafter: Any, *, max_requests: int, pool_size: int, ranks: Mapping[str, Any]
 ) -> tuple[StepPlanner, UrgencyReader, Observers]:

@@ -30,7 +30,7 @@ from sglang_dspark.logs.records import StepRecord
 from sglang_dspark.runtime.kernels.head import DraftBlock, draft_block
 from sglang_dspark.runtime.worker import forwards
 from sglang_dspark.runtime.worker.algorithm import draft_arguments
-from sglang_dspark.runtime.worker.assembly import assemble, refusing
+from sglang_dspark.runtime.worker.assembly import assemble, check_room, refusing
 from sglang_dspark.runtime.worker.clock import PhaseClock
 from sglang_dspark.runtime.worker.draft_input import DraftInput
 from sglang_dspark.runtime.worker.forwards import Rows, Verified
@@ -112,6 +112,13 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
             req_to_token_pool=req_to_token_pool,
             token_to_kv_pool_allocator=token_to_kv_pool_allocator,
         )
+        if torch.device(self.device).type == "cuda":
+            check_room(
+                requests=self.model_runner.max_running_requests,
+                gamma=self.gamma,
+                vocab_size=self.drafter.vocab_size,
+                free_bytes=torch.cuda.mem_get_info()[0],
+            )
         self.planning, self.urgency, self.observers = assemble(
             self.drafter,
             max_requests=self.model_runner.max_running_requests,

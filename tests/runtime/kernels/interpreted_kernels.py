@@ -6,7 +6,6 @@ TRITON_INTERPRET must be set before triton is imported.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,25 +79,6 @@ def test_a_block_by_triton_is_the_block_by_pytorch(
     torch.testing.assert_close(found.confidence_RK, plain.confidence_RK)
     again = draw(weights=found.weights_RKV, uniform=choice.uniform_RK)
     assert torch.equal(found.tokens_RK, again), "drawn from other weights than returned"
-
-
-@pytest.mark.law
-def test_rows_with_filters_are_filtered_and_the_others_left_alone() -> None:
-    markov, confidence = heads("vanilla", vocabulary=600)
-    given = block_inputs(requests=8, slots=3, vocabulary=600)
-    given["chooser"] = replace(
-        given["chooser"],
-        top_k_R=torch.tensor([5, 0, 9, 0, 0, 1 << 30, 0, 0]),
-        top_p_R=torch.tensor([1.0, 1.0, 0.7, 1.0, 1.0, 0.3, 1.0, 1.0]),
-        min_p_R=torch.tensor([0.0] * 7 + [0.2]),
-    )
-    plain, found, choice = both(markov, confidence, given)
-    assert torch.equal(found.tokens_RK, plain.tokens_RK)
-    torch.testing.assert_close(found.weights_RKV, plain.weights_RKV, rtol=1e-4, atol=1e-9)
-    assert torch.equal(found.tokens_RK, draw(weights=found.weights_RKV, uniform=choice.uniform_RK))
-    kept = (found.weights_RKV[:, 0] > 0).sum(-1)
-    assert kept[[1, 3, 6]].tolist() == [600] * 3
-    assert kept[2] <= 9
 
 
 @pytest.mark.example

@@ -1,4 +1,4 @@
-"""The sequential head in PyTorch: its law, its ties, its filters and its memory."""
+"""The sequential head in PyTorch: its law, its ties and its memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ KINDS = ("vanilla", "gated", "rnn")
 SAMPLINGS = (
     Sampling(temperature=0.0),
     Sampling(),
-    Sampling(temperature=0.7, top_p=0.9),
-    Sampling(top_k=5),
-    Sampling(temperature=1.3, top_k=9, top_p=0.8, min_p=0.02),
-    Sampling(min_p=0.1),
+    Sampling(temperature=0.7),
+    Sampling(temperature=1.3),
 )
 """One a request: what a server's batch mixes."""
 
@@ -30,9 +28,6 @@ SAMPLINGS = (
 def mixed(uniform_RK: torch.Tensor) -> RowChoice:
     return RowChoice(
         temperature_R=torch.tensor([s.temperature for s in SAMPLINGS]),
-        top_k_R=torch.tensor([s.top_k or 1 << 30 for s in SAMPLINGS], dtype=torch.int32),
-        top_p_R=torch.tensor([s.top_p for s in SAMPLINGS]),
-        min_p_R=torch.tensor([s.min_p for s in SAMPLINGS]),
         uniform_RK=uniform_RK,
     )
 
@@ -95,19 +90,6 @@ def test_greedy_requests_take_the_lowest_of_equally_likely_tokens() -> None:
 
 
 @pytest.mark.example
-def test_filters_that_keep_everything_keep_the_tail_and_are_not_asked_for() -> None:
-    choice = RowChoice(
-        temperature_R=torch.tensor([0.0, 1.0, 1.0, 1.0]),
-        top_k_R=torch.tensor([1, 0, 50, 1 << 30]),
-        top_p_R=torch.tensor([0.5, 1.0, 1.0, 0.5]),
-        uniform_RK=torch.zeros(4, 1, dtype=torch.float64),
-    )
-    assert choice.filtered_rows(50) is not None
-    assert choice.filtered_rows(50).tolist() == [3]
-    assert replace(choice, temperature_R=torch.zeros(4)).filtered_rows(50) is None
-
-
-@pytest.mark.example
 def test_bfloat16_weights_add_their_bias_in_float32() -> None:
     markov, _ = heads("vanilla", vocabulary=50, dtype=torch.bfloat16)
     given = block_inputs(requests=3, slots=1, vocabulary=50, dtype=torch.bfloat16)
@@ -120,15 +102,12 @@ def test_bfloat16_weights_add_their_bias_in_float32() -> None:
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("filtered", [False, True])
-def test_a_block_needs_no_second_tensor_of_its_size(filtered: bool) -> None:
+def test_a_block_needs_no_second_tensor_of_its_size() -> None:
     """96 requests of 50,000 tokens, 8 slots: 154 MB of logits, a fraction of it on top."""
     requests, slots, vocabulary, rank = 96, 8, 50_000, 64
     markov, confidence = heads("vanilla", vocabulary=vocabulary, rank=rank)
     given = block_inputs(requests=requests, slots=slots, vocabulary=vocabulary)
     given["chooser"] = replace(given["chooser"], temperature_R=torch.ones(requests))
-    if filtered:
-        given["chooser"] = replace(given["chooser"], top_p_R=torch.full((requests,), 0.9))
     with torch.no_grad(), PeakMemory() as memory:
         draft_block(markov_head=markov, confidence_head=confidence, **given)
     bias = 2**14 * (rank + requests) * 4

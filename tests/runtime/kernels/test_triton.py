@@ -11,40 +11,33 @@ import pytest
 
 pytest.importorskip("triton")
 HERE = Path(__file__).parent
-KERNELS = ("_bias", "_probabilities", "_draw", "_accept", "_next", "_survival", "_assign")
 
 
-def run(*arguments: object, interpret: bool) -> subprocess.CompletedProcess[str]:
-    """Python in a process of its own: whether kernels are interpreted is settled at import."""
+def passes(*names: str, interpret: bool) -> None:
+    """Run files in a process of their own: whether kernels are interpreted is settled at import."""
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *words, *(str(HERE / name) for name in names)],
         env=environment,
         cwd=HERE.parents[2],
         capture_output=True,
         text=True,
     )
-
-
-@pytest.mark.law
-def test_interpreted_kernels_equal_their_pytorch_versions() -> None:
-    done = run(
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        HERE / "interpreted_kernels.py",
-        interpret=True,
-    )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
 
 
-@pytest.mark.example
-def test_every_kernel_compiles_for_three_generations_without_a_gpu() -> None:
-    """What the interpreter forgives, types and shapes above all, the compiler does not."""
-    done = run("-m", "tests.runtime.kernels.compiled_kernels", 80, 90, 100, interpret=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    for capability in (80, 90, 100):
-        assert all(f"{capability} {name} " in done.stdout for name in KERNELS)
+@pytest.mark.law
+def test_interpreted_kernels_equal_their_pytorch_versions() -> None:
+    passes("interpreted_kernels.py", interpret=True)
+
+
+@pytest.mark.law
+def test_interpreted_kernels_move_the_bytes_that_are_told_of_them() -> None:
+    passes("counted_bytes.py", interpret=True)
+
+
+@pytest.mark.law
+def test_every_kernel_compiles_without_a_gpu_and_stays_within_its_bounds() -> None:
+    passes("machine_code.py", interpret=False)

@@ -39,6 +39,7 @@ collect_ignore = (
         "test_live.py",
         "test_command.py",
         "test_tables.py",
+        "test_agreement.py",
     ]
 )
 

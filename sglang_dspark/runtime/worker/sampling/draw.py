@@ -62,18 +62,14 @@ class RowSampling:
         """Set for all requests or none: with --enable-deterministic-inference."""
 
     def drafter_choice(self, uniform_RK: Tensor) -> RowChoice:
-        """How the drafter chooses. Seeded requests get the most likely tokens: whatever is drafted,
-        their tokens are the seed's, and these agree the most often."""
+        """How the drafter chooses: by temperature alone, see ``head``.
+
+        Seeded requests get the most likely tokens: whatever is drafted, their tokens are the
+        seed's, and these agree the most often.
+        """
         zero_R = self.greedy_R if self.seeds_R is None else torch.ones_like(self.greedy_R)
-        some = bool(self.filtered) and self.seeds_R is None
-        params = [self.reqs[i].sampling_params for i in self.filtered] if some else []
-        info = self.info
         return RowChoice(
-            temperature_R=torch.where(zero_R, 0.0, self.temperature_R),
-            uniform_RK=uniform_RK,
-            top_k_R=info.top_ks if any(one.top_k < TOP_K_ALL for one in params) else None,
-            top_p_R=info.top_ps if any(one.top_p < 1 for one in params) else None,
-            min_p_R=info.min_ps if any(one.min_p > 0 for one in params) else None,
+            temperature_R=torch.where(zero_R, 0.0, self.temperature_R), uniform_RK=uniform_RK
         )
 
     def adjust(
