@@ -109,6 +109,7 @@ def tiny() -> Model:
         depth=2,
         markov_rank=16,
     )
+    assert isinstance(drafter, DrafterConfig)  # a dense target's
     return Model(name="tiny", config=config, drafter=drafter, cost_model="h200-qwen3-4b-analytic")
 
 
@@ -129,8 +130,9 @@ def write_steady_drafter(model: Model, folder: Path, *, survival: float) -> Path
     import torch
     from safetensors.torch import save_file
 
-    from sglang_dspark.draft.model.checkpoint import SHARED, WEIGHTS
+    from sglang_dspark.draft.model.checkpoint import SHARED
     from sglang_dspark.draft.model.model import Drafter
+    from sglang_dspark.draft.model.tensors import WEIGHTS
 
     with torch.device("meta"):
         shapes = {n: t.shape for n, t in Drafter(model.drafter).state_dict().items()}

@@ -29,7 +29,7 @@ def predict_all(folder: Path, bar: Any) -> dict[str, Any]:
         raise ValueError(f"{folder}: no .json record; give a folder of them")
     found: dict[str, Any] = {"command": "python -m benchmarks.zoo", "protocols": {}}
     for protocol in PROTOCOLS:
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {}
         for name, record in records.items():
             bar.set_description_str(f"{protocol}: {name}")
             points, pairs, moved = predict(record, protocol, lambda: bar.update(1))

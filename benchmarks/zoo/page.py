@@ -46,10 +46,11 @@ def write_page(path: Path, found: Mapping[str, Any], records: Mapping[str, Recor
     for name, table in tables.items():
         begin = f"<!-- zoo: {name} -->"
         pattern = re.compile(f"{re.escape(begin)}\n.*?{re.escape(_END)}", re.DOTALL)
-        if not pattern.search(text):
+        place = pattern.search(text)
+        if place is None:
             raise ValueError(f"{path}: has no {begin} ... {_END}; put the lines back")
         block = f"{begin}\n{table}\n{_END}"
-        text = pattern.sub(lambda _, block=block: block, text)
+        text = text[: place.start()] + block + text[place.end() :]
     with atomic_write(path) as file:
         file.write(text)
     with page_style():

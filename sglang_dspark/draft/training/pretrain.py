@@ -73,7 +73,8 @@ def small_deepseek_v4(recipe: TargetRecipe, *, vocabulary: int, eos: int) -> Any
         eos_token_id=eos,
         pad_token_id=eos,
     )
-    model = DeepseekV4ForCausalLM(config)
+    family: Any = DeepseekV4ForCausalLM  # typed in some releases of transformers only
+    model = family(config)
     for name, table in model.named_buffers():
         if name.endswith("tid2eid"):
             draws = torch.rand(len(table), config.n_routed_experts)
