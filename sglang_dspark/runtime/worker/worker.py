@@ -37,6 +37,7 @@ from sglang_dspark.runtime.worker.forwards import Rows, Verified
 from sglang_dspark.runtime.worker.sampling.draw import RowSampling, committed
 from sglang_dspark.runtime.worker.sampling.penalties import TokenHistories, resume
 from sglang_dspark.runtime.worker.sampling.rows import on_device
+from sglang_dspark.runtime.worker.warm_up import decide_once, launch_once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +133,14 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
         self._draft_worker.init_attention_backends()
 
     def init_cuda_graphs(self) -> None:
-        """The drafter's graphs; the target's are captured by the scheduler."""
+        """The drafter's graphs; the target's are captured by the scheduler. Before them, all else
+        that the first request would wait for."""
+        decide_once(self.planning.planner)
+        launch_once(
+            self.drafter,
+            device=torch.device(self.device),
+            most_requests=self.model_runner.max_running_requests,
+        )
         self._draft_worker.init_cuda_graphs(
             capture_decode_cuda_graph=not self._target_worker.server_args.disable_cuda_graph
         )
