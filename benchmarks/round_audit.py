@@ -1,9 +1,9 @@
-"""What a decode round of the worker lane asks of a device, counted on a CPU: no time is measured.
+"""What a round of the worker lane asks of a device, counted on a CPU: no time is measured.
 
 A server that starts with ``watch`` called (tests start one so) appends a JSON line for every round
-to the file named by ``AUDIT_FILE``: operators launched one by one, places where the host waits for
-the device, and tensors allocated, by part of the round. ``test_round_audit`` among the tests of the
-worker asserts that none of it grows with the requests, and holds it against
+and every prefill to the file named by ``AUDIT_FILE``: operators launched one by one, places where
+the host waits for the device, and tensors allocated, by part of the round. ``test_round_audit``
+among the tests of the worker asserts that none of it grows with the requests, and holds it against
 ``results/round_audit.json``.
 
 Which tensors would be on a device is followed by name: what is made with a device, or from such a
@@ -12,8 +12,8 @@ tensor, is; what comes from ``.cpu()``, numpy or a list is not. Three places are
 - ``forward``: the models' own passes, which CUDA graphs replay; they are told, and not counted
 - ``kernels``: the PyTorch versions of what runs in Triton on a GPU; calls are counted, each of
   which is so many launches there
-- ``sglang``: how SGLang describes a batch to its runners, and relays lengths; on a CPU it finds
-  positions request by request, which is a kernel on a GPU
+- ``sglang``: how SGLang describes a batch to its runners, samples after a prefill, and relays
+  lengths; on a CPU it finds positions request by request, which is a kernel on a GPU
 
 A norm counts as one operator, as it is on a GPU. Views launch nothing and are not counted.
 """
@@ -187,6 +187,7 @@ def counting(counted: Round) -> Iterator[None]:
 def watch() -> None:
     """From now on, each round of this process's worker is counted and written down."""
     from sglang.srt.layers.layernorm import RMSNorm
+    from sglang.srt.managers.tp_worker import TpModelWorker
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
@@ -221,6 +222,7 @@ def watch() -> None:
 
     within(ModelRunner, "forward", "forward", "passes")
     within(ForwardBatch, "init_new", "sglang")
+    within(TpModelWorker, "forward_batch_generation", "sglang")
     within(head, "fill_slot", "kernels", "slots")
     within(rejection, "verify_chain_torch", "kernels", "acceptances")
 
@@ -252,7 +254,7 @@ def watch() -> None:
 
     PhaseClock.part = named  # type: ignore[method-assign]
 
-    verify, decode = DSparkWorker.verify, DSparkWorker.decode
+    verify = DSparkWorker.verify
 
     def shaped(self: Any, *args: Any) -> Any:
         found = verify(self, *args)
@@ -261,16 +263,24 @@ def watch() -> None:
 
     DSparkWorker.verify = shaped  # type: ignore[method-assign, assignment]
 
+    for name in ("decode", "prefill"):
+        setattr(DSparkWorker, name, _written(getattr(DSparkWorker, name), name, now))
+
+
+def _written(step: Callable[..., Any], name: str, now: list[Round]) -> Callable[..., Any]:
+    """The worker's ``step``, whose counts become a line of the file."""
+
     def counted(self: Any, batch: Any, on_publish: Callable[[Tensor], None] | None) -> Any:
         round_ = Round(len(batch.reqs))
-        for name, value in vars(batch).items():
-            if name.endswith("_cpu") and isinstance(value, Tensor):
+        if name == "prefill":
+            round_.part = round_.shape = name
+        for attribute, value in vars(batch).items():
+            if attribute.endswith("_cpu") and isinstance(value, Tensor):
                 round_.host[value] = True
-        publish = on_publish and _elsewhere(on_publish, round_)
         now.append(round_)
         try:
             with counting(round_):
-                found = decode(self, batch, publish)
+                found = step(self, batch, on_publish and _elsewhere(on_publish, round_))
         finally:
             now.pop()
         params = batch.reqs[0].sampling_params
@@ -281,7 +291,7 @@ def watch() -> None:
             file.write(json.dumps(line) + "\n")
         return found
 
-    DSparkWorker.decode = counted  # type: ignore[method-assign]
+    return counted
 
 
 def _elsewhere(publish: Callable[[Tensor], None], counted: Round) -> Callable[[Tensor], None]:

@@ -11,6 +11,7 @@ Read ``worker`` first, ``draft -> plan -> verify -> commit``; the rest in order 
 - ``planning``: confidence history in, ``VerifyPlan`` out
 - ``control``: what a measurement may ask of a running server
 - ``assembly``: planner, step log and metrics from the server's settings
+- ``warm_up``: compiles what a round needs before the first one
 - ``clock``: times the parts of a round
 - ``draft_input``: what one step hands to the next
 - ``worker``: a round

@@ -22,6 +22,8 @@ from sglang.srt.model_executor.forward_batch_info import (
 from sglang.srt.speculative.dflash_info import DFlashVerifyInput
 from torch import Tensor
 
+from sglang_dspark.runtime.worker.sampling.rows import on_device
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
@@ -41,7 +43,7 @@ class Rows:
     @classmethod
     def of(cls, lengths: list[int], device: Any) -> Rows:
         """The layout of these verification lengths; copies them to the device once."""
-        lengths_R = torch.tensor(lengths, dtype=torch.int64).to(device, non_blocking=True)
+        lengths_R = on_device(lengths, dtype=torch.int64, device=torch.device(device))
         widths_R = lengths_R + 1
         start_R = widths_R.cumsum(0) - widths_R
         count = len(lengths) + sum(lengths)

@@ -36,6 +36,8 @@ from sglang_dspark.runtime.worker.draft_input import DraftInput
 from sglang_dspark.runtime.worker.forwards import Rows, Verified
 from sglang_dspark.runtime.worker.sampling.draw import RowSampling, committed
 from sglang_dspark.runtime.worker.sampling.penalties import TokenHistories, resume
+from sglang_dspark.runtime.worker.sampling.rows import on_device
+from sglang_dspark.runtime.worker.warm_up import decide_once, launch_once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -131,7 +133,14 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
         self._draft_worker.init_attention_backends()
 
     def init_cuda_graphs(self) -> None:
-        """The drafter's graphs; the target's are captured by the scheduler."""
+        """The drafter's graphs; the target's are captured by the scheduler. Before them, all else
+        that the first request would wait for."""
+        decide_once(self.planning.planner)
+        launch_once(
+            self.drafter,
+            device=torch.device(self.device),
+            most_requests=self.model_runner.max_running_requests,
+        )
         self._draft_worker.init_cuda_graphs(
             capture_decode_cuda_graph=not self._target_worker.server_args.disable_cuda_graph
         )
@@ -165,7 +174,7 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
         result = self._target_worker.forward_batch_generation(batch)
         if on_publish is not None:
             on_publish(batch.seq_lens)
-        prefix = torch.tensor(batch.prefix_lens).to(self.device)
+        prefix = on_device(batch.prefix_lens, dtype=torch.int64, device=torch.device(self.device))
         rows = Rows.of([length - 1 for length in batch.extend_lens], self.device)
         self._extend_context(
             result.logits_output.hidden_states,
@@ -210,14 +219,15 @@ class DSparkWorker(BaseSpecWorker):  # type: ignore[misc]
         vocab_size = self.drafter.vocab_size if wanted.any() else 1
         block = DraftBlock.nothing(requests, self.gamma, vocab_size=vocab_size, device=device)
         if wanted.any():
-            picked = torch.from_numpy(np.flatnonzero(wanted)).to(device)
+            here = np.flatnonzero(wanted)
+            picked = on_device(here.tolist(), dtype=torch.int64, device=torch.device(device))
             part = self._draft_rows(
                 step.anchors_R[picked],
                 step.pool_R[picked],
                 step.prefix_R[picked],
                 step.batch,
                 choice.of(picked),
-                picked.cpu(),
+                torch.from_numpy(here),
             )
             block.fill(picked, part)
         return block

@@ -7,6 +7,7 @@ interpreter. What the interpreter forgives, types and shapes above all, the comp
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import torch
 from benchmarks.compiled import command, traffic
 from benchmarks.compiled.launches import Shape, caught, decode_round, version
 from benchmarks.provenance import ROOT
-from sglang_dspark.runtime.kernels import triton_head
+from sglang_dspark.runtime.kernels import head, rejection, triton_head, triton_rejection
+from sglang_dspark.runtime.worker import warm_up
+from tests.runtime.kernels.kernel_cases import heads
 
 CAPABILITIES = (80, 90, 100)
 SHIPPED = ROOT / "benchmarks" / "results" / "compiled_kernels.json"
@@ -71,25 +74,49 @@ def test_the_shipped_table_is_todays(table: dict[str, Any]) -> None:
         assert shipped["compiled"] == json.loads(json.dumps(table["compiled"]))
 
 
+def variants(*batches: int) -> set[tuple[str, str]]:
+    """What Triton compiles for rounds of so many requests."""
+    found = set()
+    for requests in batches:
+        shape = Shape(requests=requests, vocabulary=512, rank=64, device="cpu")
+        with caught(90, build=False) as launches:
+            decode_round(shape)
+        found |= {(launch.kernel, launch.variant) for launch in launches}
+    return found
+
+
 @pytest.mark.law
 def test_a_served_batch_of_any_size_compiles_nothing_that_three_have_not() -> None:
-    """Law: batches of 1, 17 and 33 requests warm every kernel, for every slot and every batch."""
-
-    def variants(*batches: int) -> set[tuple[str, str]]:
-        found = set()
-        for requests in batches:
-            shape = Shape(requests=requests, vocabulary=512, rank=64, device="cpu")
-            with caught(90, build=False) as launches:
-                decode_round(shape)
-            found |= {(launch.kernel, launch.variant) for launch in launches}
-        return found
-
-    warm = variants(1, 17, 33)
+    """Law: the warm-up's batches reach every kernel, for every slot and every batch."""
+    warm = variants(*warm_up.BATCHES)
     assert variants(2, 3, 7, 8, 15, 16, 24, 32, 40, 48, 64, 128) <= warm
     names = [name for name, _ in warm]
     assert {name: names.count(name) for name in traffic.COUNTED} == {
         name: 3 if name == "_bias" else 1 for name in traffic.COUNTED
     }
+
+
+@pytest.mark.law
+def test_the_warm_up_compiles_what_rounds_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: of head and acceptance; the lengths' kernels are the steer lane's."""
+    markov, confidence = heads("vanilla", vocabulary=512, rank=64, dtype=torch.bfloat16)
+    drafter = SimpleNamespace(
+        gamma=7,
+        vocab_size=512,
+        fc=torch.nn.Linear(12, 12, dtype=torch.bfloat16),
+        markov_head=markov,
+        confidence_head=confidence,
+    )
+    monkeypatch.setattr(head, "fill_slot", triton_head.fill_slot)
+    monkeypatch.setattr(rejection, "verify_chain_torch", triton_rejection.verify_chain)
+    # Nothing runs, so what is drawn is whatever the memory held.
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    with caught(90, build=False) as launches:
+        for requests in warm_up.BATCHES:
+            warm_up._launch(drafter, requests, torch.device("cpu"))
+    found = {(launch.kernel, launch.variant) for launch in launches}
+    rounds = {one for one in variants(*warm_up.BATCHES) if one[0] not in ("_survival", "_assign")}
+    assert found == rounds
 
 
 @pytest.mark.law

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def on_device(values: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A host list as a tensor there; from pinned memory, or the copy would wait for the device."""
+    """Host numbers as a tensor there; from pinned memory, or the copy would wait for the device."""
     pinned = device.type == "cuda"
     return torch.tensor(values, dtype=dtype, pin_memory=pinned).to(device, non_blocking=True)
 
