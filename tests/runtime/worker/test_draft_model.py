@@ -645,7 +645,7 @@ def test_defects_of_tensors_and_targets_are_refused_by_name(
         ({"markov_head_type": "linear"}, "markov_head_type 'linear' is unknown"),
         ({"block_size": 0}, "block_size is 0"),
         ({"sample_from_anchor": False}, "sample_from_anchor is false"),
-        ({"architectures": ["LlamaForCausalLM"]}, "architectures is ['LlamaForCausalLM']"),
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM is a target without a drafter"),
         (
             {"architectures": ["DSparkDraftModel"], "model_type": "llama"},
             "DSparkDraftModel of model_type 'llama' is unknown; known: qwen3, gemma4_text",
