@@ -9,5 +9,6 @@ Read and replayed where there is neither SGLang nor torch. In order of import:
 - ``step_log``: a folder of them, and the command that plans every step again
 - ``request_parts``: one part of a request log
 - ``acceptance_log``: the file of verify rounds, its columns and its rules
+- ``speculation_profile``: acceptance by position, as other tools publish it
 - ``rounds``: verify rounds as columns, the log that a replay's ``--acceptance`` reads
 """

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sglang_dspark.files import did_you_mean, read_json
+from sglang_dspark.logs.speculation_profile import is_speculation_profile
 from simulator.acceptance.profile import read_fitted_profile
-from simulator.acceptance.speculation import is_speculation_profile, speculation_profile
+from simulator.acceptance.speculation import replayable
 from simulator.acceptance.tables import AcceptanceTables
 
 DEFAULT_PROFILE = "dspark-qwen3-4b"
@@ -80,7 +81,7 @@ def load_acceptance(name_or_path: str | Path) -> AcceptanceProfile:
     if path.suffix == ".json":
         value = read_json(path)
         if is_speculation_profile(value):
-            return speculation_profile(path, value)
+            return replayable(value, path)
         return read_fitted_profile(path)
     if path.suffix == ".parquet":
         from simulator.acceptance.recorded import (

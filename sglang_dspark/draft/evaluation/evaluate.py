@@ -53,17 +53,14 @@ from sglang_dspark.draft.evaluation.silent import (
     random_prompts,
     warnings_of,
 )
-from sglang_dspark.draft.evaluation.speculation_profile import FILE as PROFILE
-from sglang_dspark.draft.evaluation.speculation_profile import (
-    compared,
-    profile_of,
-    read_profile,
-)
+from sglang_dspark.draft.evaluation.speculation_profile import compared, profile_of
 from sglang_dspark.draft.model.checkpoint import load_drafter
 from sglang_dspark.draft.model.target import Target
 from sglang_dspark.files import make_folder, write_json
 from sglang_dspark.logs.acceptance_log import write_rounds
 from sglang_dspark.logs.rounds import Rounds
+from sglang_dspark.logs.speculation_profile import FILE as PROFILE
+from sglang_dspark.logs.speculation_profile import read_profile
 
 THRESHOLDS = np.arange(10) / 10
 EVERYTHING = "all"

@@ -1,45 +1,21 @@
-"""``speculation_profile.json``: acceptance as other tools publish and read it.
+"""A recording as ``speculation_profile.json``, and beside a published one.
 
-Owns the file, both ways. Version 1.0 as Model-Optimizer's ``specdec_bench`` writes it and Dynamo's
-mocker (conditional rates) and vLLM's synthetic sampler (marginal ones) read it. A file whose
-numbers contradict one another is refused.
+Owns the way out and the comparison; what a file must hold is ``logs.speculation_profile``'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sglang_dspark.draft.evaluation.reliability import acceptance
-from sglang_dspark.files import read_json
 from sglang_dspark.logs.rounds import Rounds
+from sglang_dspark.logs.speculation_profile import VERSION, SpeculationProfile
 
-FILE = "speculation_profile.json"
-VERSION = "1.0"
 _CLOSE = 0.02
-"""Its own tolerance between the mean and what the rates imply."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeculationProfile:
-    """What a file says."""
-
-    conditional: tuple[float, ...]
-    """Of draft token k given that those before it were accepted."""
-    marginal: tuple[float, ...]
-    """That the first k were all accepted."""
-    length: float
-    """Tokens a round, bonus counted."""
-
-    @property
-    def gamma(self) -> int:
-        """Draft tokens a round."""
-        return len(self.conditional)
+"""specdec_bench's own tolerance between the mean and what the rates imply."""
 
 
 def profile_of(rounds: Rounds, *, drafter: str, target: str, block_size: int) -> dict[str, Any]:
@@ -96,56 +72,6 @@ def profile_of(rounds: Rounds, *, drafter: str, target: str, block_size: int) ->
             "marginal_monotonicity": {"passed": True, "violations": []},
         },
     }
-
-
-def read_profile(path: str | Path) -> SpeculationProfile:
-    """A file's acceptance; ``ValueError`` where it is a stub or of two minds."""
-    value = read_json(path)
-    if not isinstance(value, Mapping) or "conditional_accept_rates" not in value:
-        raise ValueError(f"{path}: no conditional_accept_rates; give a {FILE}")
-    if value.get("measured") is False:
-        raise ValueError(f"{path}: measured is false, a stub; measure it first")
-    conditional = _rates(path, value, "conditional_accept_rates")
-    steps = value.get("num_speculative_tokens", len(conditional))
-    if steps != len(conditional):
-        raise ValueError(
-            f"{path}: num_speculative_tokens is {steps}, but there are {len(conditional)} "
-            "conditional_accept_rates; make them agree"
-        )
-    block = value.get("block_size")
-    if isinstance(block, int) and steps > block:
-        raise ValueError(
-            f"{path}: {steps} speculative tokens of a block of {block}; measure within the block"
-        )
-    marginal = tuple(float(v) for v in np.cumprod(conditional))
-    if "marginal_accept_rates" in value:
-        told = _rates(path, value, "marginal_accept_rates")
-        if (
-            len(told) != len(marginal)
-            or max(abs(a - b) for a, b in zip(told, marginal, strict=True)) > _CLOSE
-        ):
-            raise ValueError(
-                f"{path}: marginal_accept_rates {list(told)} are not the products of "
-                "conditional_accept_rates; which of them is right?"
-            )
-        marginal = told
-    length = value.get("mean_accept_length", 1 + sum(marginal))
-    if not isinstance(length, int | float) or abs(length - 1 - sum(marginal)) > 2 * _CLOSE:
-        raise ValueError(
-            f"{path}: mean_accept_length is {length!r}, its rates imply {1 + sum(marginal):.3f}; "
-            "one of them is wrong"
-        )
-    return SpeculationProfile(conditional=conditional, marginal=marginal, length=float(length))
-
-
-def _rates(path: str | Path, value: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    rates = value.get(key)
-    if not isinstance(rates, list) or not rates:
-        raise ValueError(f"{path}: {key} is {rates!r}; give a list of rates")
-    for rate in rates:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-            raise ValueError(f"{path}: {key} has {rate!r}; rates are from 0 to 1")
-    return tuple(float(rate) for rate in rates)
 
 
 def compared(rounds: Rounds, published: SpeculationProfile) -> str:

@@ -12,13 +12,10 @@ import torch
 
 from sglang_dspark.draft.evaluation.lossless import FAILED, INCONCLUSIVE, PASSED, check_lossless
 from sglang_dspark.draft.evaluation.silent import by_context, random_prompts, warnings_of
-from sglang_dspark.draft.evaluation.speculation_profile import (
-    compared,
-    profile_of,
-    read_profile,
-)
+from sglang_dspark.draft.evaluation.speculation_profile import compared, profile_of
 from sglang_dspark.logs.acceptance_log import read_rounds, write_rounds
 from sglang_dspark.logs.rounds import Rounds
+from sglang_dspark.logs.speculation_profile import read_profile
 from tests.draft.tiny_pairs import PROMPT, tiny_drafter, tiny_target
 
 GAMMA = 5
@@ -151,31 +148,3 @@ def test_a_profile_goes_out_and_comes_in(tmp_path: Path) -> None:
     assert profile.conditional == pytest.approx([0.7] * GAMMA, abs=0.05)
     assert "they agree" in compared(recorded(0.7, seed=1), profile)
     assert "they differ" in compared(recorded(0.5), profile)
-
-
-WRONG = [
-    ({"measured": False}, "measured is false, a stub"),
-    ({"num_speculative_tokens": 7}, "num_speculative_tokens is 7, but there are 3"),
-    ({"block_size": 2}, "3 speculative tokens of a block of 2"),
-    ({"conditional_accept_rates": [0.5, 1.2, 0.5]}, "has 1.2; rates are from 0 to 1"),
-    ({"conditional_accept_rates": []}, r"conditional_accept_rates is \[\]"),
-    ({"marginal_accept_rates": [0.8, 0.5, 0.5]}, "are not the products of"),
-    ({"mean_accept_length": 3.5}, "mean_accept_length is 3.5, its rates imply 2.952"),
-]
-
-
-@pytest.mark.law
-@pytest.mark.parametrize(("change", "said"), WRONG, ids=[said for _, said in WRONG])
-def test_a_profile_of_two_minds_is_refused(
-    change: dict[str, Any], said: str, tmp_path: Path
-) -> None:
-    value = {
-        "conditional_accept_rates": [0.8, 0.8, 0.8],
-        "marginal_accept_rates": [0.8, 0.64, 0.512],
-        "num_speculative_tokens": 3,
-        "block_size": 3,
-        **change,
-    }
-    (tmp_path / "p.json").write_text(json.dumps(value))
-    with pytest.raises(ValueError, match=said):
-        read_profile(tmp_path / "p.json")

@@ -63,6 +63,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"block_size": 7}, "block_size is 7, and there are 3 rates"),
     ({"mean_accept_length": 3.9}, "mean_accept_length is 3.9, and the rates make 2.925"),
     ({"measured": False, "conditional_accept_rates": []}, "was not measured"),
+    ({"measured": False}, "was not measured"),
+    ({"conditional_accept_rates": []}, r"conditional_accept_rates is \[\]"),
+    ({"block_size": 2}, "block_size is 2, and there are 3 rates"),
+    ({"mean_accept_length": 2.97}, "mean_accept_length is 2.97, and the rates make 2.925"),
+    ({"mean_accept_length": "three"}, "give tokens a round"),
 ]
 
 
