@@ -1,5 +1,6 @@
 """The drafter: what it computes and the files it comes in. In order of import:
 
+- ``config_file``: what writes itself as ``config.json``
 - ``config``: ``config.json``, strictly
 - ``ends``: embedding and lm_head, shared with the target
 - ``layers``: norms, rotary embeddings, attention of blocks over a context

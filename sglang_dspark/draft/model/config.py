@@ -8,14 +8,14 @@ any loader of the target's config still finds what it expects.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from sglang_dspark.files import atomic_write, decode_record, read_json
+from sglang_dspark.draft.model.config_file import ConfigFile
+from sglang_dspark.files import decode_record, read_json
 
 HEADS = ("vanilla", "gated", "rnn")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -87,7 +87,7 @@ FAMILIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrafterConfig:
+class DrafterConfig(ConfigFile):
     """Shape of one drafter. Field names are config.json's keys unless their text says otherwise."""
 
     architecture: str
@@ -360,16 +360,6 @@ class DrafterConfig:
         if self.sample_from_anchor:
             del value["sample_from_anchor"]
         return value
-
-    def to_json(self) -> str:
-        """config.json's text, laid out as transformers does, so that its files round-trip."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-    def write(self, path: str | Path) -> None:
-        """Write config.json, into a folder or under the given name, atomically."""
-        file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
-        with atomic_write(file) as stream:
-            stream.write(self.to_json())
 
 
 _POSITIVE = (

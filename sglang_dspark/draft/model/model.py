@@ -128,7 +128,36 @@ class DraftLayer(nn.Module):
         return (hidden + self.post_feedforward_layernorm(fed)) * cast(Tensor, self.layer_scalar)
 
 
-class Drafter(Headed):
+class Blockwise(Headed):
+    """A drafter whose whole block comes of one pass, before its heads go slot after slot."""
+
+    def hidden_cached(
+        self,
+        cache: DraftCache,
+        *,
+        anchor_tokens_R: Tensor,
+        anchor_index_R: Tensor,
+        rows: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Slot states [R, K, D] of one round over cached context."""
+        raise NotImplementedError
+
+    def begin(
+        self,
+        cache: DraftCache,
+        *,
+        anchor_tokens_R: Tensor,
+        anchor_index_R: Tensor,
+        rows: Sequence[int] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(slot states [R, K, D], first ``state`` for ``step``) of one round."""
+        hidden_RKD = self.hidden_cached(
+            cache, anchor_tokens_R=anchor_tokens_R, anchor_index_R=anchor_index_R, rows=rows
+        )
+        return hidden_RKD, None
+
+
+class Drafter(Blockwise):
     """DSpark's draft model; with ``markov_rank`` 0 and no confidence head it is DFlash."""
 
     def __init__(
@@ -301,20 +330,6 @@ class Drafter(Headed):
             )
             hidden_RKD = layer.finish(hidden_RKD, attended)
         return self._proposing(hidden_RKD)
-
-    def begin(
-        self,
-        cache: DraftCache,
-        *,
-        anchor_tokens_R: Tensor,
-        anchor_index_R: Tensor,
-        rows: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(slot states [R, K, D], first ``state`` for ``step``) of one round."""
-        hidden_RKD = self.hidden_cached(
-            cache, anchor_tokens_R=anchor_tokens_R, anchor_index_R=anchor_index_R, rows=rows
-        )
-        return hidden_RKD, None
 
 
 def cache_places(

@@ -7,14 +7,14 @@ Knows no tensors. Source: SGLang's ``dspark_config``, DeepSeek's published confi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sglang_dspark.files import atomic_write, decode_record, read_json
+from sglang_dspark.draft.model.config_file import ConfigFile
+from sglang_dspark.files import decode_record, read_json
 
 MODEL_TYPE = "deepseek_v4"
 ARCHITECTURE = "DeepseekV4ForCausalLM"
@@ -62,7 +62,7 @@ def is_bundled(value: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundledConfig:
+class BundledConfig(ConfigFile):
     """One bundled drafter; ``KEYS`` has the names that its fields have in config.json."""
 
     block_size: int
@@ -351,16 +351,6 @@ class BundledConfig:
                 value[KEYS[name]] = getattr(self, name)
         value[KEYS["target_layer_ids"]] = list(self.target_layer_ids)
         return value
-
-    def to_json(self) -> str:
-        """config.json's text, laid out as transformers does."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, allow_nan=False) + "\n"
-
-    def write(self, path: str | Path) -> None:
-        """Write config.json, into a folder or under the given name, atomically."""
-        file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
-        with atomic_write(file) as stream:
-            stream.write(self.to_json())
 
 
 _NEEDED = (

@@ -28,8 +28,8 @@ from transformers.models.deepseek_v4 import modeling_deepseek_v4 as v4
 from sglang_dspark.draft.model.deepseek_v4.config import BundledConfig
 from sglang_dspark.draft.model.deepseek_v4.names import Layout
 from sglang_dspark.draft.model.ends import frozen_embedding, frozen_lm_head, initialise
-from sglang_dspark.draft.model.heads import ConfidenceHead, Headed, MarkovHead
-from sglang_dspark.draft.model.model import DraftCache, cache_places
+from sglang_dspark.draft.model.heads import ConfidenceHead, MarkovHead
+from sglang_dspark.draft.model.model import Blockwise, DraftCache, cache_places
 
 ATTENTION = "dspark_window"
 """Name under which ``window_attention`` is known to transformers."""
@@ -89,7 +89,7 @@ class _Beside:
         return both, both
 
 
-class BundledDrafter(Headed):
+class BundledDrafter(Blockwise):
     """Three stages of multi-query attention, hyper-connections and MoE, and the heads."""
 
     def __init__(
@@ -270,20 +270,6 @@ class BundledDrafter(Headed):
             return cache.keys_RNLE[stage][picked_R1, 0, places_RW]
 
         return self._block_states(anchor_tokens_R, anchor_index_R, window)
-
-    def begin(
-        self,
-        cache: DraftCache,
-        *,
-        anchor_tokens_R: Tensor,
-        anchor_index_R: Tensor,
-        rows: Sequence[int] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(slot states [R, K, D], first ``state`` for ``step``) of one round."""
-        hidden_RKD = self.hidden_cached(
-            cache, anchor_tokens_R=anchor_tokens_R, anchor_index_R=anchor_index_R, rows=rows
-        )
-        return hidden_RKD, None
 
     # Heads.
 
