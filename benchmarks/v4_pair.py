@@ -1,6 +1,6 @@
 """A DeepSeek-V4 pair made from nothing: what its drafter gains, and that decoding stays exact.
 
-    python -m benchmarks.v4_pair --work /tmp/v4
+    python -m benchmarks.v4_pair --work FOLDER
 
 Every stage is a command of this package, so a run that was stopped goes on where it was. A target
 of 1.2 M parameters (every kind of layer and of routing) learns the templated corpus; a drafter with

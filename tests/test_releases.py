@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -131,3 +132,13 @@ def test_what_cannot_be_checked_is_one_sentence(
     error = capsys.readouterr().err
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+def test_what_pip_cannot_fetch_is_said_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
+        said = "WARNING: slow\nERROR: No matching distribution found\n[notice] a new pip\n"
+        return subprocess.CompletedProcess([], 1, "", said)
+
+    monkeypatch.setattr(releases.subprocess, "run", fails)
+    with pytest.raises(ValueError, match="ERROR: No matching distribution found"):
+        releases.fetched("0.5.99", "nowhere")

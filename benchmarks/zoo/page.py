@@ -167,8 +167,8 @@ def _panel(axes: Axes, protocol: Mapping[str, Any], names: list[str]) -> None:
     for place, name in enumerate(names):
         row = protocol["records"].get(name)
         if row is None:
-            axes.annotate("nothing to predict", (1.0, place), fontsize=7, color="#808080",
-                          ha="center", va="center")  # fmt: skip
+            axes.annotate("no adaptive run", (1.1, place), fontsize=7, color="#808080",
+                          ha="left", va="center")  # fmt: skip
             continue
         half = row["score"]["median_half_width"]
         axes.plot([np.exp(-half), np.exp(half)], [place, place], color="#d9d9d9", linewidth=9,

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.zoo.records import ADAPTIVE, FIXED, NONE, Record, kind_of
-from sglang_dspark.core.costs.doubt import NAMES, Floats
+from sglang_dspark.core.costs.doubt import NAMES, NINETY, Floats
 from simulator.fit.bench.points import Point
 from simulator.fit.bench.posterior import fit, prior_covariance
 from simulator.fit.bench.prior import doubted
@@ -30,8 +30,6 @@ COLD, TWO_POINTS, USER = "cold", "two points", "what a user has"
 PROTOCOLS = (COLD, TWO_POINTS, USER)
 PAIR = 0.03
 """Deviation of the published ratio of two runs at one load from a right replay."""
-QUANTILE = 1.645
-"""Of the normal, for a 90 % interval."""
 APART = 0.05
 """Published rates that differ by less are not told apart by their own noise."""
 
@@ -58,10 +56,6 @@ class Predicted:
         """Predicted rate over published rate - 1."""
         ratio = self.predicted / self.published
         return (ratio if self.figure == "output_tok_s" else 1.0 / ratio) - 1.0
-
-    def half_width(self, unexplained: float) -> float:
-        """Of the 90 % interval of the logarithm."""
-        return float(QUANTILE * np.hypot(self.prices_sd, unexplained * self.spread))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +126,8 @@ def predict(
     rest = [i for i in range(len(points)) if i not in known]
     if protocol == USER:
         rest = [i for i in rest if kind_of(points[i].policy) == ADAPTIVE]
-    replays: dict[int, Replayed] = {}
-    for i in {*rest, *(known if protocol == USER else [])}:
+    replays = dict(zip(known, found.after, strict=True)) if protocol == USER else {}
+    for i in rest:
         replays[i] = replay(bench, points[i], model, level=level)
         tick()
     predicted = [_predicted(points[i], replays[i], covariance, spread) for i in rest]
@@ -201,7 +195,7 @@ def _pairs(
                     concurrency=one.concurrency,
                     published=said[0] - said[1],
                     predicted=shown[0] - shown[1],
-                    half_width=QUANTILE * float(deviation),
+                    half_width=NINETY * float(deviation),
                 )
             )
     return found

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from sglang_dspark.core.costs.doubt import NINETY
+
 Row = dict[str, Any]
 
 
-QUANTILE = 1.645
-"""Of the normal, for a 90 % interval."""
 _WANTED = 0.9
 _GRID = np.arange(0.02, 0.5, 0.01)
 
 
 def half_width(point: Row, unexplained: float) -> float:
     """Of the 90 % interval of the logarithm of a predicted point."""
-    return float(QUANTILE * np.hypot(point["prices_sd"], unexplained * point["spread"]))
+    return float(NINETY * np.hypot(point["prices_sd"], unexplained * point["spread"]))
 
 
 def unexplained_by(records: Mapping[str, Row]) -> float:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sglang_dspark.core.calibration import Calibration
-from sglang_dspark.core.costs.doubt import as_table, changed
-from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
-from sglang_dspark.core.costs.schema import AdaptiveCost
+from sglang_dspark.core.costs.doubt import as_table, changed, off
+from sglang_dspark.core.costs.model import CostModel
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.scenario import Scenario
 
@@ -32,8 +31,6 @@ class Mistake:
     """Factor on the confidence logits."""
     logit_shift: float = 0.0
     """Added to the confidence logits, after the factor."""
-    deciding_share: float = 0.0
-    """Of the smallest forward: what deciding costs a step in truth, beyond its price."""
     prices: tuple[float, ...] = ()
     """How the truth is off, by ``core.costs.doubt``; empty where it is not."""
 
@@ -45,7 +42,9 @@ MISTAKES = (
     Mistake(label="confidence logits +0.5", logit_shift=0.5),
     Mistake(label="confidence logits × 0.8", logit_scale=0.8),
     Mistake(label="confidence logits × 1.25", logit_scale=1.25),
-    Mistake(label="deciding free, costs 10 % of a step", deciding_share=0.1),
+    Mistake(
+        label="deciding free, costs 10 % of a step", prices=tuple(off({"deciding": 0.1}).tolist())
+    ),
 )
 
 
@@ -72,14 +71,6 @@ def mispriced(model: CostModel, factor: float) -> CostModel:
     return mispriced(as_table(model), factor)  # the formulas have no such factor
 
 
-def dearer_deciding(model: CostModel, share: float) -> CostModel:
-    """The model in which each step that decides takes so much of the smallest forward longer."""
-    known = model.adaptive or AdaptiveCost(step_s=0.0, origin="analytic")
-    more_s = share * float(model.verify_curve.at(np.ones(1))[0])
-    adaptive = replace(known, step_s=known.step_s + more_s)
-    return replace(model, schema_version=SCHEMA_VERSION, adaptive=adaptive)
-
-
 def miscalibrated(file: PolicyFile, gamma: int, mistake: Mistake) -> PolicyFile:
     """The policy reading logits z as ``scale z + shift``: its own calibration follows after."""
     inverse_temperature, bias = file.calibration.arrays(gamma)
@@ -101,8 +92,6 @@ def mistaken(scenario: Scenario, mistake: Mistake) -> Scenario:
     if (mistake.logit_scale, mistake.logit_shift) != (1.0, 0.0):
         policy = miscalibrated(policy, scenario.acceptance.gamma, mistake)
     truth = scenario.cost_model
-    if mistake.deciding_share:
-        truth = dearer_deciding(truth, mistake.deciding_share)
     models = scenario.pool_models
     if mistake.prices:
         x = np.array(mistake.prices)

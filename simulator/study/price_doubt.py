@@ -23,9 +23,6 @@ from simulator.study.verdict import merit_of
 Row = dict[str, Any]
 
 DRAWS = 12
-_STUDENT = 1.782
-"""Student's t at 95 % with DRAWS degrees of freedom: intervals are of 90 %, around the run at the
-prices that are believed."""
 FIGURES = ("output_tok_s", "tok_s_user_p50", "capacity_req_s", "slo_attainment")
 PERCENTILES = (("ttft_ms", "p50"), ("tpot_ms", "p50"))
 _LOADS = (1, 8, 64)
@@ -76,7 +73,7 @@ def add_doubt(summary: Row, drawn: Sequence[Sequence[RunResult]], model: CostMod
             continue
         known = difference["gain"]
         noise = 0.0 if known["low"] is None else (known["high"] - known["low"]) / 2.0
-        half = math.hypot(noise, _half(gains, known["mean"]))
+        half = math.hypot(noise, half_width(gains, known["mean"]))
         known["prices"] = {
             "low": round(known["mean"] - half, 6),
             "high": round(known["mean"] + half, 6),
@@ -97,16 +94,22 @@ def _figures(believed: Row, rows: Sequence[Row]) -> Row:
     return found
 
 
-def _half(values: Floats, middle: float) -> float:
-    """Half the width of the interval around ``middle``."""
-    return _STUDENT * float(np.sqrt(np.mean(np.square(values - middle))))
+def half_width(values: Floats, middle: float) -> float:
+    """Half of the 90 % interval around the run at believed prices, from runs with prices off.
+
+    Student's t, with as many degrees of freedom as ways to be off.
+    """
+    from scipy.special import stdtrit  # of a package that is slow to import
+
+    spread = float(np.sqrt(np.mean(np.square(values - middle))))
+    return float(stdtrit(values.size, 0.95)) * spread
 
 
 def _interval(believed: float | None, values: Sequence[float | None]) -> list[float] | None:
     known = [value for value in values if value is not None and value > 0]
     if not believed or len(known) < len(values):
         return None
-    half = _half(np.log(known), math.log(believed))
+    half = half_width(np.log(known), math.log(believed))
     return [round(believed * math.exp(sign * half), 6) for sign in (-1.0, 1.0)]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from sglang_dspark.core.policy import PolicyFile
 from simulator.fleet.mistakes import MISTAKES, Mistake
-from simulator.study.price_doubt import price_mistakes
+from simulator.study.price_doubt import half_width, price_mistakes
 from simulator.study.windows import Figures, Gain, gain, overall
 from simulator.tune.bench import NO_MISTAKE, Bench, Load
 from simulator.tune.search import ATTAINMENT_SLACK
@@ -29,8 +29,8 @@ LADDER = (1, 2, 4, 8, 16, 32)
 DRAWS = range(1, 4)
 """Random numbers of held-out windows; the search has draw 0."""
 _FEW_DRAWS = range(1, 2)
-_WAYS, _STUDENT = 8, 1.895
-"""In how many ways prices are off, and Student's t at 95 % for so many."""
+_WAYS = 8
+"""In how many ways prices are off."""
 _FIGURES = ("throughput", "in_slo", "attainment", "speed")
 
 
@@ -202,12 +202,15 @@ class Guard:
         """The gain with prices off, the noise of windows added in squares."""
         current = next(iter(self.incumbents.values()))
         found = []
-        for way in self._ways:
-            ours, theirs = self._figures([tuned, current], way)
+        for way in (NO_MISTAKE, *self._ways):
+            ours, theirs = self.bench.figures(
+                [tuned, current], self.loads, self.windows, draws=_FEW_DRAWS, mistake=way
+            )
             found.append(gain(ours, theirs, self.objective).mean)
+        believed, *found = found
         if not found:
             return None
-        half = math.hypot((noise.high - noise.low) / 2, _STUDENT * float(np.std(found, ddof=1)))
+        half = math.hypot((noise.high - noise.low) / 2, half_width(np.array(found), believed))
         values = {"mean": noise.mean, "low": noise.mean - half, "high": noise.mean + half}
         return {name: round(value, 6) for name, value in values.items()}
 

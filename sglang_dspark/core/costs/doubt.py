@@ -12,7 +12,7 @@ the block of the file and the changed model. Knows no benchmark.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ NAMES = (
     "context",
 )
 _BASES = ("prior", "posterior")
+NINETY = 1.645
+"""Deviations of a normal on either side that hold 90 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,14 @@ def doubt_of(covariance: Floats, *, basis: str, note: str) -> Doubt:
         tuple(float(f"{value:.6g}") for value in row[: i + 1]) for i, row in enumerate(root)
     )
     return Doubt(basis=basis, names=NAMES, factor=factor, note=note)
+
+
+def off(by: Mapping[str, float]) -> Floats:
+    """[names] off by the numbers that are named, and by nothing else."""
+    x = np.zeros(len(NAMES))
+    for name, value in by.items():
+        x[NAMES.index(name)] = value
+    return x
 
 
 def knot_weights(tokens: Floats) -> Floats:
@@ -157,7 +167,8 @@ def changed(model: CostModel, x: Floats) -> CostModel:
             floor_s=prefill.floor_s * times,
         )
     }
-    if model.draft is not None:
+    drafting = ("drafting", "speculating", "speculating/root")
+    if model.draft is not None and any(of[name] for name in drafting):
         seconds = np.exp(of["drafting"]) * np.array(model.draft.seconds)
         least = 0.1 * seconds  # a drafter that costs something never becomes free
         shares = of["speculating"] + of["speculating/root"] * np.sqrt(model.draft.requests)

@@ -211,7 +211,8 @@ def fetched(version: str, folder: str) -> Release:
         raise ValueError(f"sglang {version}: not fetched in {_FETCH_S} s; give a wheel") from None
     wheels = sorted(Path(folder).glob("sglang-*.whl"))
     if run.returncode or not wheels:
-        said = (run.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
+        said = errors[-1] if errors else "pip said nothing of why"
         raise ValueError(f"sglang {version} was not fetched ({said}); give a wheel or its folder")
     return Release(wheels[0])
 

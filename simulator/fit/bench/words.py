@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sglang_dspark.core.costs.doubt import KNOTS, NAMES, Doubt, Floats
+from sglang_dspark.core.costs.doubt import KNOTS, NAMES, NINETY, Doubt, Floats
 from sglang_dspark.core.costs.model import CostModel
 from simulator.fit.bench.points import Point
 from simulator.fit.bench.posterior import FAR, Posterior
@@ -43,18 +43,18 @@ def doubts(model: CostModel, doubt: Doubt) -> str:
     smallest_ms = 1e3 * float(model.verify_curve.at(np.ones(1))[0])
     lines = []
     for m in (KNOTS[0], KNOTS[3], KNOTS[5]):
-        off = 1.645 * sd[KNOTS.index(m)]
+        off = NINETY * sd[KNOTS.index(m)]
         ms = 1e3 * float(model.plain_curve.at(np.array([float(m)]))[0])
         lines.append(f"  a forward over {m} tokens: {ms:.2f} ms, within {_factor(off)}")
     of = dict(zip(NAMES, sd, strict=True))
-    lines.append(f"  prefill: within {_factor(1.645 * of['prefill'])}")
+    lines.append(f"  prefill: within {_factor(NINETY * of['prefill'])}")
     if model.draft is not None:
         alone = np.hypot(of["speculating"], of["speculating/root"]) * smallest_ms
         lines.append(
-            f"  drafting: within {_factor(1.645 * of['drafting'])}, and {1.645 * alone:.2f} ms "
+            f"  drafting: within {_factor(NINETY * of['drafting'])}, and {NINETY * alone:.2f} ms "
             "more or less of a step with one request"
         )
-    lines.append(f"  deciding: within {1.645 * of['deciding'] * smallest_ms:.2f} ms of a step")
+    lines.append(f"  deciding: within {NINETY * of['deciding'] * smallest_ms:.2f} ms of a step")
     return "\n".join(["how far prices may be off, at 90 %:", *lines])
 
 
@@ -105,8 +105,8 @@ def next_point(replays: list[Replayed], points: list[Point], covariance: Floats)
         return ""
     gains = np.square(together).sum(axis=0) / (np.diag(together) + 0.05**2)
     best = int(gains.argmax())
-    before = 1.645 * np.sqrt(total / len(points))
-    after = 1.645 * np.sqrt(max(total - gains[best], 0.0) / len(points))
+    before = NINETY * np.sqrt(total / len(points))
+    after = NINETY * np.sqrt(max(total - gains[best], 0.0) / len(points))
     if before < 0.05 or after > 0.9 * before:
         return ""
     return (

@@ -66,7 +66,7 @@ def test_a_mistake_changes_decisions_and_not_the_truth() -> None:
     for mistake in MISTAKES:
         outcome = simulate(mistaken(asked, mistake))
         verified[mistake.label] = int(outcome.requests["verified"].sum())
-        if not mistake.deciding_share:
+        if not mistake.prices:
             assert outcome.scenario.cost_model is asked.cost_model
         assert outcome.scenario.acceptance is asked.acceptance
         np.testing.assert_array_equal(outcome.requests["generated"], right.requests["generated"])
