@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo [--records FOLDER] [-o FILE] [--page docs/validation.md]
 
-A minute or two of one core. The same records give the same bytes.
+A minute of one core. The same records give the same numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import provenance
 from benchmarks.zoo.page import write_page
 from benchmarks.zoo.protocols import PROTOCOLS, as_rows, predict
 from benchmarks.zoo.records import FOLDER, all_records
@@ -27,7 +28,7 @@ def predict_all(folder: Path, bar: Any) -> dict[str, Any]:
     records = all_records(folder)
     if not records:
         raise ValueError(f"{folder}: no .json record; give a folder of them")
-    found: dict[str, Any] = {"command": "python -m benchmarks.zoo", "protocols": {}}
+    found: dict[str, Any] = {**provenance("python -m benchmarks.zoo"), "protocols": {}}
     for protocol in PROTOCOLS:
         rows: dict[str, dict[str, Any]] = {}
         for name, record in records.items():
