@@ -6,4 +6,5 @@
 - ``recording``: which policies, loads and settings are served
 - ``alone``: one policy recorded as an operator does, and judged by ``dspark twin``
 - ``command``: ``python -m benchmarks.twin``
+- ``low_load``: uniform against ragged steps at 1 to 8 clients
 """

@@ -27,16 +27,13 @@ from benchmarks.twin.recording import (
     CLIENTS,
     FLUSH_S,
     PROFILE_S,
+    PROFILED,
     SPREADS,
     Recording,
-    fitted_on,
     jobs_of,
 )
 from benchmarks.twin.traffic import Job, bursty_s, send_arrivals, send_clients, wait_ready
 from sglang_dspark.files import read_json
-from sglang_dspark.logs.step_log import read
-from simulator.fit.cost import fit_cost
-from simulator.fit.logged_steps import logged
 
 SHARE = 0.35
 """Of the capacity: below saturation, with bursts that fill the batch."""
@@ -77,19 +74,13 @@ def profiled(recording: Recording, samples: Path) -> tuple[Path, float]:
     """(cost model that the policy plans with, requests a second that the machine finishes)."""
     recording.start(SPREADS)
     server = recording.servers[SPREADS]
-    wait_ready(server)
-    recording.profile(CLIENTS)
-    time.sleep(FLUSH_S)
-    times = logged(read(server.step_log), {}).times
-    belief = fit_cost(times, gamma=7, name="cpu-profiled", provenance=fitted_on("closed loops"))
-    path = recording.folder / "profiled.json"
-    belief.model.save(path)
+    recording.profiled(CLIENTS)
     jobs = prefixed(jobs_of(samples, np.zeros(2000), seed=999), samples, seed=999)
     start_s = time.time()
     seen = send_clients(server, jobs, tag="full", clients=CLIENTS[-1], seconds=2 * PROFILE_S)
     capacity = len(seen) / (time.time() - start_s)
     recording.end(SPREADS)
-    return path, capacity
+    return recording.folder / PROFILED, capacity
 
 
 def record_alone(policy: str, folder: Path, *, cache: Path, minutes: float) -> dict[str, Any]:

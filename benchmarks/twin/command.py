@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.provenance import provenance
 from benchmarks.twin.alone import judged, record_alone
-from benchmarks.twin.recording import ENGINE, LOADS, POLICIES, fitted_on, record
+from benchmarks.twin.recording import ENGINE, LOADS, POLICIES, PROFILED, fitted_on, record
 from sglang_dspark.cli import Parser, run_command
 from sglang_dspark.core.costs.library import load_cost_model
 from sglang_dspark.core.costs.model import CostModel
@@ -189,7 +189,7 @@ def _command(arguments: argparse.Namespace) -> int:
             segments, chosen = pickle.loads(kept.read_bytes())
         except OSError as error:
             raise os_problem("read", kept, error) from None
-        belief = load_cost_model(folder / "profiled.json")
+        belief = load_cost_model(folder / PROFILED)
     else:
         segments, belief, chosen = record(
             folder, cache=Path(arguments.cache), minutes=arguments.minutes

@@ -56,6 +56,8 @@ within minutes, and long blocks would book that on a policy."""
 BURSTINESS = 0.5
 CLIENTS = (1, 2, 4, 8, 16)
 PROFILE_S = 5.0
+PROFILED = "profiled.json"
+"""The cost model of the closed loops, in a recording's folder."""
 FLUSH_S = 11.0
 """A step log shows a record ten seconds after it was made."""
 MAX_TOKENS = 128
@@ -159,6 +161,19 @@ class Recording:
                 flush(server)  # else what an earlier loop left there is not prefilled again
                 self.capacity[policy] = closed_loop(server, self.samples, count)
 
+    def profiled(self, clients: tuple[int, ...]) -> CostModel:
+        """The cost model of such closed loops on the started servers, kept beside them."""
+        for server in self.servers.values():
+            wait_ready(server)
+        self.profile(clients)
+        time.sleep(FLUSH_S)
+        logs = [server.step_log for server in self.servers.values()]
+        times = logged((record for log in logs for record in read(log)), {}).times
+        source = f"closed loops, {clients[0]} to {clients[-1]}"
+        found = fit_cost(times, gamma=7, name="cpu-profiled", provenance=fitted_on(source))
+        found.model.save(self.folder / PROFILED)
+        return found.model
+
     def end(self, policy: str) -> None:
         """Stop one server; it takes part in nothing more."""
         self.servers.pop(policy).stop()
@@ -221,25 +236,16 @@ def record(folder: Path, *, cache: Path, minutes: float) -> tuple[list[Segment],
         first = (*(policy for policy in POLICIES if policy not in PRICED), SPREADS)
         for policy in first:
             recording.start(policy)
-        for policy in first:
-            wait_ready(recording.servers[policy])
-        recording.profile(CLIENTS)
-        time.sleep(FLUSH_S)
-        logs = [server.step_log for server in recording.servers.values()]
-        times = logged((record for log in logs for record in read(log)), {}).times
-        belief = fit_cost(
-            times, gamma=7, name="cpu-profiled", provenance=fitted_on("closed loops, 1 to 16")
-        )
-        belief.model.save(folder / "profiled.json")
+        belief = recording.profiled(CLIENTS)
         recording.end(SPREADS)
         for policy in (policy for policy in POLICIES if policy in PRICED):
-            recording.start(policy, folder / "profiled.json")
+            recording.start(policy, folder / PROFILED)
             wait_ready(recording.servers[policy])
         recording.profile(CLIENTS[-1:])
         print(f"capacity, requests per second: {recording.capacity}", flush=True)
         recording.record(block_s=60.0 * minutes / (THIRDS * BLOCKS * len(LOADS)))
         segments = recording.segments()
         chosen = {"capacity_req_s": recording.capacity, "rates_req_s": recording.rates}
-        return segments, belief.model, chosen
+        return segments, belief, chosen
     finally:
         recording.stop()
