@@ -12,7 +12,7 @@ import torch
 from sglang_dspark.draft.model import recipes
 from sglang_dspark.draft.model.checkpoint import build_drafter
 from sglang_dspark.draft.training.config import TrainConfig
-from sglang_dspark.draft.training.memory import layer_bytes, needed
+from sglang_dspark.draft.training.memory import GIB, Needed, layer_bytes, needed
 from sglang_dspark.draft.training.train import main as train
 from tests.draft.tiny_target import make_samples, make_target, train_settings
 
@@ -124,3 +124,29 @@ def test_a_run_begins_with_its_memory(tmp_path: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().err
     assert "memory: about" in said
     assert "a sequence of 128 tokens" in said
+
+
+@pytest.mark.golden
+def test_the_page_states_what_is_computed_of_released_sizes() -> None:
+    """A target of 8.19 G parameters beside Qwen3-8B's drafter; V4-Flash's own drafter alone."""
+    page = (Path(__file__).parents[3] / "docs" / "drafters.md").read_text()
+    with torch.device("meta"):
+        drafter, bundled = (
+            build_drafter(config).to(torch.bfloat16)
+            for config in (recipes.qwen3_8b(), recipes.deepseek_v4_flash())
+        )
+
+    def told(whose: Any, target: int, world: int, **choices: bool) -> Needed:
+        config = TrainConfig(target="t", data="d", out="o", **choices)
+        return needed(config, whose, target_bytes=target, world=world)
+
+    weights = int(2 * 8.19e9)
+    totals = (
+        told(drafter, weights, 1),
+        told(drafter, weights, 8),
+        told(drafter, weights, 8, checkpoint_layers=True),
+    )
+    for found, said in zip(totals, ("70.1 GiB", "59.1 in each", "35.0 with"), strict=True):
+        assert said.startswith(f"{found.total(8) / GIB:.1f}")
+        assert said in page
+    assert f"{told(bundled, 0, 8).fixed / GIB:.1f} GiB in each of eight" in page
