@@ -80,6 +80,8 @@ class Record:
     max_running_requests: int | None
     """None: SGLang's."""
     chunked_prefill_size: int
+    enable_mixed_chunk: bool
+    """Whether requests decode while prompts run, as vLLM's do."""
     median: bool
     """Whether TPOT and TTFT are medians."""
     workload: Workload
@@ -100,7 +102,7 @@ class Record:
                 max_running_requests=self.max_running_requests,
                 chunked_prefill_size=self.chunked_prefill_size,
                 enable_prefix_cache=False,
-                enable_mixed_chunk="vLLM" in self.engine,
+                enable_mixed_chunk=self.enable_mixed_chunk,
                 confidence_lag_steps=self.confidence_lag_steps,
             ),
         )

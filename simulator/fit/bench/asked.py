@@ -7,6 +7,7 @@ memory. Simulates nothing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,23 @@ class Bench:
     full_length: float | None = None
     """Accepted of ``gamma`` verified tokens, for points that do not say their own."""
     seed: int = 0
+
+
+VLLM = EngineConfig(max_running_requests=256, enable_mixed_chunk=True, enable_prefix_cache=False)
+"""A server of vLLM's as the simulator has it: its ``max_num_seqs``, with speculation or without, and
+requests that decode while prompts run."""
+SGLANG = EngineConfig(enable_prefix_cache=False)
+
+
+def engine_of_points(points: Sequence[Point]) -> EngineConfig:
+    """The settings that nobody gave, by whose server it was. ``ValueError`` for two engines'."""
+    engines = {point.engine for point in points if point.engine}
+    if len(engines) > 1:
+        raise ValueError(
+            f"benchmarks of {' and '.join(sorted(engines))}: prices are of one engine; calibrate a "
+            "model for each"
+        )
+    return VLLM if engines == {"vllm"} else SGLANG
 
 
 def made_requests(point: Point, *, seed: int) -> Trace:

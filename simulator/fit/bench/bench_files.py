@@ -136,9 +136,16 @@ def _serving(where: str, run: dict[str, Any], told: Told) -> Point:
         output_tokens=mean["output"],
         spread=_spread(run, ratio),
         accepted_length=accepted,
+        engine=_engine(run),
         output_tok_s=_rate(where, run),
         **_latencies(where, run),
     )
+
+
+def _engine(run: Mapping[str, Any]) -> str:
+    """Whose server it was, by the client that was told so."""
+    said = str(run.get("backend") or run.get("endpoint_type") or "").lower()
+    return next((engine for engine in ("vllm", "sglang") if engine in said), "")
 
 
 def _accepted(where: str, run: Mapping[str, Any]) -> float | None:

@@ -19,8 +19,7 @@ from sglang_dspark.core.costs.model import SCHEMA_VERSION, CostModel
 from sglang_dspark.files import refuse_onto_input, refuse_replacing
 from simulator.acceptance.load import DEFAULT_PROFILE, load_acceptance
 from simulator.acceptance.profile import FittedProfile
-from simulator.engine.config import EngineConfig
-from simulator.fit.bench.asked import Bench, scenario_of
+from simulator.fit.bench.asked import Bench, engine_of_points, scenario_of
 from simulator.fit.bench.bench_files import Told, read_points
 from simulator.fit.bench.points import Point
 from simulator.fit.bench.posterior import Posterior, fit, most_replays
@@ -85,14 +84,14 @@ def read_all(arguments: argparse.Namespace) -> list[Point]:
     return found
 
 
-def _bench(arguments: argparse.Namespace, model: CostModel) -> Bench:
+def _bench(arguments: argparse.Namespace, model: CostModel, points: list[Point]) -> Bench:
     profile = load_acceptance(arguments.acceptance or model.acceptance or DEFAULT_PROFILE)
     if not isinstance(profile, FittedProfile):
         raise ValueError(
             f"--acceptance {arguments.acceptance}: is a log of rounds; a fitted .json profile is "
             "needed, whose level can move"
         )
-    engine = engine_of(arguments.server) or EngineConfig()
+    engine = engine_of(arguments.server) or engine_of_points(points)
     if arguments.max_running_requests is not None:
         engine = dataclasses.replace(engine, max_running_requests=arguments.max_running_requests)
     engine = dataclasses.replace(engine, enable_prefix_cache=False)
@@ -152,7 +151,7 @@ def _command(argv: Sequence[str] | None) -> None:
     model = load_cost_model(arguments.model)
     refuse_onto_input(arguments.out, *(text.rpartition("=")[2] for text in arguments.bench))
     points = read_all(arguments)
-    bench = _bench(arguments, model)
+    bench = _bench(arguments, model, points)
     if points and model.doubt is not None and model.doubt.basis == "posterior":
         warnings.warn(
             f"{arguments.model} was calibrated already, by {model.doubt.note}; give new runs only: "

@@ -41,6 +41,8 @@ class Point:
     output_tok_s: float | None = None
     tpot_ms: float | None = None
     ttft_ms: float | None = None
+    engine: str = ""
+    """``vllm`` or ``sglang``, where its file says; empty where it does not."""
     median: bool = False
     """Whether TPOT and TTFT are medians; else means."""
 

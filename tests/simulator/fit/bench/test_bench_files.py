@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from simulator.fit.bench.asked import VLLM as VLLM_SERVER
+from simulator.fit.bench.asked import engine_of_points
 from simulator.fit.bench.bench_files import Told, read_points
 
 SGLANG: dict[str, Any] = {
@@ -65,6 +67,11 @@ def test_random_prompts_are_said_where_drafts_were_accepted(tmp_path: Path) -> N
 def test_vllm_open_loop_and_its_accepted_length(tmp_path: Path) -> None:
     (point,) = read_points(written(tmp_path, VLLM, name="v.json"), Told(policy="fixed:3"))
     assert (point.concurrency, point.rate, point.accepted_length) == (None, 4.0, 2.9)
+    assert engine_of_points([point]) == VLLM_SERVER
+    (other,) = read_points(written(tmp_path, SGLANG), Told())
+    assert engine_of_points([other]).enable_mixed_chunk is False
+    with pytest.raises(ValueError, match="benchmarks of sglang and vllm"):
+        engine_of_points([point, other])
 
 
 def test_a_file_of_single_requests_has_their_means(tmp_path: Path) -> None:
