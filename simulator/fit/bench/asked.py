@@ -43,7 +43,7 @@ class Bench:
 
 
 VLLM = EngineConfig(max_running_requests=256, enable_mixed_chunk=True, enable_prefix_cache=False)
-"""A server of vLLM's as the simulator has it: its ``max_num_seqs``, with speculation or without, and
+"""A server of vLLM's as the simulator has it: its ``max_num_seqs`` with speculation or without, and
 requests that decode while prompts run."""
 SGLANG = EngineConfig(enable_prefix_cache=False)
 
